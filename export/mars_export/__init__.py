@@ -1,0 +1,1 @@
+"""Quantization-aware training, lowering to .pte and .onnx, parity and calibration; needs the export extra."""

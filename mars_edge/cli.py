@@ -1,0 +1,81 @@
+"""`mars-edge COMMAND`: a table of commands, each imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from mars_edge import __version__
+from mars_edge.errors import MarsEdgeError, UsageError
+
+# command: (module:function, what it does, the extra its imports need or "")
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "run": ("mars_runtime.commands.run:main", "stream decisions from sensors", ""),
+    "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
+    "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
+    "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),
+    "train": ("mars_training.commands.train:main", "train a recipe", "train"),
+    "evaluate": ("mars_training.commands.evaluate:main", "measure a run or an artifact on every subset", "train"),
+    "export": ("mars_export.commands.export:main", "turn a run into .pte or .onnx", "export"),
+}
+_DEVELOPMENT_PACKAGES = {
+    "torch", "safetensors", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "tensorboard", "rich",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 usage, 3 no sensor, 4 bad model, 5 objective missed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except MarsEdgeError as error:
+        print(f"mars-edge: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout left (`mars-edge run | head`): the interpreter's flush at exit must not fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"mars-edge {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        raise UsageError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}")
+    target, _, extra = COMMANDS[command]
+    module_name, function_name = target.split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if extra and (error.name or "").partition(".")[0] in _DEVELOPMENT_PACKAGES:
+            raise UsageError(
+                f"`mars-edge {command}` needs {error.name}, which is not installed: pip install 'mars-edge[{extra}]'"
+            ) from error
+        raise
+    code: int = getattr(module, function_name)(arguments[1:])
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mars-edge COMMAND [OPTION ...]",
+            "",
+            "Multimodal models on devices whose sensors fail.",
+            "",
+            *lines,
+            "",
+            "Example: mars-edge run --model face_antispoof.pte --inject depth=off@3s+4s --max-seconds 12",
+            "`mars-edge COMMAND --help` explains one command; --version prints the version.",
+        ]
+    )

@@ -1,0 +1,262 @@
+"""What an artifact says about itself: a strict JSON document inside every .pte and .onnx.
+
+A manifest is everything `mars-edge run` needs to know: inputs and their preprocessing, labels, the
+operating point of every modality subset, the policy, a golden input and output, and where it came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge import subsets
+from mars_edge.errors import MarsEdgeError, ModelFileError
+from mars_edge.modality import Modality
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """Where one modality subset decides, and how well it was measured to do so.
+
+    Attributes:
+        threshold: lowest accepted score of the positive label; 0 for plain classification.
+        metric: name of the measured value, e.g. "acer" or "accuracy".
+        value: measured on test data, 0..1, with its 95 % interval `low`..`high` over `n` samples.
+        certified: false makes the runtime abstain on this subset.
+        target: the bound `certified` was decided by, None where the recipe set none.
+        temperature: divides the logits before the softmax.
+    """
+
+    threshold: float
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    certified: bool
+    target: float | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the runtime may decide when modalities are missing.
+
+    Attributes:
+        require: each entry must have one present member, e.g. "depth|ir".
+        on_missing: continue with what is there, abstain, or reject (fail_closed).
+        masking_faults: content faults (dark, saturated, ...) that mask a modality instead of degrading it.
+    """
+
+    require: tuple[str, ...] = ()
+    on_missing: Literal["continue", "abstain", "fail_closed"] = "continue"
+    masking_faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A float32 array as base64 of its little-endian bytes; inputs may be stored as uint8 / 255."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8"]
+    data: str
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Tensor:
+        """The array's exact values; uint8 stays uint8, everything else becomes float32."""
+        kept = np.ascontiguousarray(array, dtype="u1" if array.dtype == np.uint8 else "<f4")
+        name: Literal["float32", "uint8"] = "uint8" if kept.dtype == np.uint8 else "float32"
+        return cls(shape=tuple(kept.shape), dtype=name, data=base64.b64encode(kept.tobytes()).decode("ascii"))
+
+    def array(self) -> NDArray[np.float32]:
+        """The stored values as float32; uint8 values v become v / 255.
+
+        Raises:
+            ModelFileError: the bytes do not fill the shape.
+        """
+        raw = np.frombuffer(base64.b64decode(self.data), dtype="u1" if self.dtype == "uint8" else "<f4")
+        if raw.size != int(np.prod(self.shape)):
+            raise ModelFileError(f"manifest tensor holds {raw.size} values, its shape {self.shape} needs another count")
+        values = raw.astype(np.float32).reshape(self.shape)
+        return values / np.float32(255.0) if self.dtype == "uint8" else values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """One input and the logits the artifact must give for it, for the self-test at start.
+
+    Attributes:
+        inputs: preprocessed tensor per modality, without the batch axis.
+        logits: per subset label, the logits measured in the target engine at export.
+        tolerance: largest allowed absolute difference of a logit.
+    """
+
+    inputs: Mapping[str, Tensor]
+    logits: Mapping[str, tuple[float, ...]]
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole document; see the module docstring.
+
+    Attributes:
+        modalities: in fusion order.
+        experts: N, how many experts the artifact holds.
+        active_experts: K, how many run per decision.
+        shared_expert: an always-on expert (method `expert_shared`) is added to the routed ones.
+        feature_shapes: per modality, shape of the encoder's output without batch.
+        z_shape: shape of the fused representation without batch.
+        methods: every callable piece of the artifact.
+        logit_step: size of one output quantization step of the head; None for fp32.
+        operating_points: by subset label, e.g. "rgb+ir".
+    """
+
+    name: str
+    task: Literal["classification"]
+    labels: tuple[str, ...]
+    positive_label: str | None
+    modalities: tuple[Modality, ...]
+    experts: int
+    active_experts: int
+    feature_shapes: Mapping[str, tuple[int, ...]]
+    z_shape: tuple[int, ...]
+    precision: Literal["fp32", "int8"]
+    methods: tuple[str, ...]
+    operating_points: Mapping[str, OperatingPoint]
+    provenance: Mapping[str, Any]
+    shared_expert: bool = False
+    logit_step: float | None = None
+    policy: Policy = field(default_factory=Policy)
+    golden: Golden | None = None
+    parity: Mapping[str, Any] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modality names in fusion order."""
+        return tuple(m.name for m in self.modalities)
+
+    def modality(self, name: str) -> Modality:
+        """The modality called `name`; KeyError when there is none."""
+        return {m.name: m for m in self.modalities}[name]
+
+    def to_json(self) -> str:
+        """The document; `from_json` of it gives an equal manifest."""
+        table = asdict(self)
+        table["modalities"] = [m.to_dict() for m in self.modalities]
+        return json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """The manifest a document describes.
+
+        Raises:
+            ModelFileError: not JSON, another schema version, an unknown, missing or ill-typed entry.
+        """
+        try:
+            table = json.loads(text)
+        except ValueError as error:
+            raise ModelFileError(f"manifest is not JSON: {error}") from error
+        if not isinstance(table, dict):
+            raise ModelFileError(f"manifest is a {type(table).__name__}, expected an object")
+        version = table.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ModelFileError(f"manifest schema_version is {version!r}; this mars-edge reads {SCHEMA_VERSION}")
+        manifest = _build(cls, table, "manifest")
+        assert isinstance(manifest, Manifest)
+        return manifest
+
+
+def required_methods(manifest: Manifest) -> tuple[str, ...]:
+    """The pieces an artifact must offer: one encoder per modality, route, the experts, head."""
+    experts = tuple(f"expert_{i}" for i in range(manifest.experts))
+    shared = ("expert_shared",) if manifest.shared_expert else ()
+    return (*(f"encode_{name}" for name in manifest.names), "route", *experts, *shared, "head")
+
+
+def _check(m: Manifest) -> None:
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise ModelFileError(f"manifest: {message}")
+
+    need(len(m.modalities) >= 1, "no modality")
+    need(len(set(m.names)) == len(m.names), f"modality names repeat: {', '.join(m.names)}")
+    need(len(m.labels) >= 2, f"{len(m.labels)} labels, at least 2 are needed")
+    need(m.positive_label is None or m.positive_label in m.labels, f"positive_label {m.positive_label!r} is no label")
+    need(1 <= m.active_experts <= m.experts, f"active_experts {m.active_experts} of {m.experts} experts")
+    need(set(m.feature_shapes) == set(m.names), "feature_shapes must name exactly the modalities")
+    need(set(m.methods) == set(required_methods(m)), f"methods {m.methods} are not {required_methods(m)}")
+    allowed = {subsets.label(s, m.names) for s in subsets.all_subsets(m.names)}
+    unknown = sorted(set(m.operating_points) - allowed)
+    need(not unknown, f"operating point for unknown subset {unknown[:1]}")
+    for entry in m.policy.require:
+        need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` (plain JSON) as an instance of the annotation `kind`; ModelFileError names the place."""
+    if kind is Any:
+        return value
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _build(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        return _expect(value in args, value, where, f"one of {', '.join(map(str, args))}")
+    if origin is tuple:
+        _expect(isinstance(value, list), value, where, "a list")
+        return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), value, where, "an object")
+        return {key: _build(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Modality:
+        return _modality(value, where)
+    if is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_expect(number, value, where, "a number"))
+    right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return _expect(right_type, value, where, f"a {kind.__name__}")
+
+
+def _expect(condition: bool, value: Any, where: str, allowed: str) -> Any:
+    if not condition:
+        raise ModelFileError(f"{where} is {value!r:.80}, expected {allowed}")
+    return value
+
+
+def _modality(value: Any, where: str) -> Modality:
+    _expect(isinstance(value, dict), value, where, "an object")
+    try:
+        return Modality.from_dict(value)
+    except (MarsEdgeError, TypeError) as error:
+        raise ModelFileError(f"{where}: {error}") from error
+
+
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), value, where, "an object")
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(value) - set(known))
+    if unknown:
+        raise ModelFileError(f"{where} has the unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+    missing = [
+        name for name, f in known.items() if name not in value and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise ModelFileError(f"{where} lacks the key {missing[0]!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})

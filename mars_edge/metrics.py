@@ -1,0 +1,188 @@
+"""Metrics every stage reports, with exact binomial intervals; NumPy only.
+
+ISO/IEC 30107-3 names: APCER is the share of attack presentations of one species accepted as bona fide
+(the worst species counts); BPCER is the share of bona fide presentations rejected. ACER in the face
+anti-spoofing benchmarks is the mean of the pooled attack error and the bona fide error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A share of `n` trials with its 95 % Clopper-Pearson interval; all values in 0..1."""
+
+    value: float
+    low: float
+    high: float
+    errors: int
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoofErrors:
+    """Error rates of a live/spoof decision at one threshold.
+
+    Attributes:
+        acer: mean of `apcer_pooled` and `bpcer`, in 0..1.
+        apcer_pooled: accepted share of all attacks.
+        apcer: accepted share per attack species.
+        bpcer: rejected share of bona fide presentations.
+    """
+
+    acer: float
+    acer_low: float
+    acer_high: float
+    apcer_pooled: Rate
+    apcer: Mapping[str, Rate]
+    bpcer: Rate
+
+    @property
+    def worst_species(self) -> str:
+        """The species accepted most often."""
+        return max(self.apcer, key=lambda name: self.apcer[name].value)
+
+
+def clopper_pearson(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided interval of a binomial share, from the binomial tails (Clopper, Pearson 1934).
+
+    Raises:
+        UsageError: not 0 <= errors <= n with n >= 1, or confidence outside (0, 1).
+    """
+    if not 0 <= errors <= n or n < 1:
+        raise UsageError(f"{errors} of {n}: an interval needs 0 <= errors <= n and n >= 1")
+    if not 0.0 < confidence < 1.0:
+        raise UsageError(f"confidence {confidence!r} must lie between 0 and 1")
+    tail = (1.0 - confidence) / 2.0
+    low = 0.0 if errors == 0 else _solve(lambda p: _upper_tail(errors, n, p) - tail)
+    high = 1.0 if errors == n else _solve(lambda p: tail - _upper_tail_complement(errors, n, p))
+    return low, high
+
+
+def rate(errors: int, n: int) -> Rate:
+    """`errors / n` with its 95 % Clopper-Pearson interval."""
+    low, high = clopper_pearson(errors, n)
+    return Rate(value=errors / n, low=low, high=high, errors=errors, n=n)
+
+
+def accuracy(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> Rate:
+    """The share of equal entries; `errors` counts the *hits*, so value = hits / n.
+
+    Raises:
+        UsageError: shapes differ or are empty.
+    """
+    if predicted.shape != expected.shape or predicted.size == 0:
+        raise UsageError(f"accuracy needs equal non-empty shapes, got {predicted.shape} and {expected.shape}")
+    return rate(int(np.count_nonzero(predicted == expected)), int(predicted.size))
+
+
+def spoof_errors(
+    scores: NDArray[np.floating], live: NDArray[np.bool_], species: NDArray[np.str_], threshold: float
+) -> SpoofErrors:
+    """APCER per species, BPCER and ACER when scores >= `threshold` are accepted as live.
+
+    Args:
+        scores: (B,) liveness score, higher is more live.
+        live: (B,) True for bona fide.
+        species: (B,) name of the attack species; ignored where `live`.
+        threshold: operating point on `scores`.
+
+    The ACER interval is conservative: the mean of the two Clopper-Pearson bounds.
+
+    Raises:
+        UsageError: a score is not finite, or there is no bona fide or no attack sample.
+    """
+    if not np.all(np.isfinite(scores)):
+        raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are not finite")
+    if not live.any() or live.all():
+        raise UsageError(f"{int(live.sum())} bona fide of {live.size} samples: both classes are needed")
+    accepted = scores >= threshold
+    attacks = ~live
+    per_species = {
+        str(name): rate(int(accepted[attacks & (species == name)].sum()), int((attacks & (species == name)).sum()))
+        for name in np.unique(species[attacks])
+    }
+    pooled = rate(int(accepted[attacks].sum()), int(attacks.sum()))
+    bpcer = rate(int((~accepted[live]).sum()), int(live.sum()))
+    return SpoofErrors(
+        acer=(pooled.value + bpcer.value) / 2.0,
+        acer_low=(pooled.low + bpcer.low) / 2.0,
+        acer_high=(pooled.high + bpcer.high) / 2.0,
+        apcer_pooled=pooled,
+        apcer=per_species,
+        bpcer=bpcer,
+    )
+
+
+def equal_error_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_]) -> float:
+    """The threshold at which pooled attack error and bona fide error are closest, midway between scores.
+
+    Raises:
+        UsageError: there is no bona fide or no attack sample.
+    """
+    if not live.any() or live.all():
+        raise UsageError(f"{int(live.sum())} bona fide of {live.size} samples: both classes are needed")
+    candidates = _midpoints(scores)
+    bona_fide, attack = np.sort(scores[live]), np.sort(scores[~live])
+    bpcer = np.searchsorted(bona_fide, candidates, side="left") / bona_fide.size
+    apcer = 1.0 - np.searchsorted(attack, candidates, side="left") / attack.size
+    # Ties (a gap between the classes) are settled by the lowest sum, then the middle of the run.
+    cost = np.abs(bpcer - apcer) + 1e-6 * (bpcer + apcer)
+    best = np.flatnonzero(cost == cost.min())
+    return float(candidates[best[best.size // 2]])
+
+
+def bpcer_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_], target: float) -> float:
+    """The highest threshold that rejects at most `target` of the bona fide samples.
+
+    Raises:
+        UsageError: no bona fide sample, or target outside 0..1.
+    """
+    if not live.any() or not 0.0 <= target < 1.0:
+        raise UsageError(f"BPCER target {target!r} must lie in 0..1 and needs bona fide samples, got {int(live.sum())}")
+    bona_fide = np.sort(scores[live])
+    return float(bona_fide[math.floor(target * bona_fide.size)])
+
+
+def _midpoints(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    values = np.unique(scores.astype(np.float64))
+    if values.size == 1:
+        return values
+    return (values[1:] + values[:-1]) / 2.0
+
+
+def _log_pmf(n: int, p: float) -> NDArray[np.float64]:
+    k = np.arange(n + 1)
+    log_choose = math.lgamma(n + 1) - np.array([math.lgamma(i + 1) + math.lgamma(n - i + 1) for i in k])
+    return np.asarray(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def _upper_tail(errors: int, n: int, p: float) -> float:
+    """P(X >= errors) for X ~ Binomial(n, p)."""
+    return 0.0 if p <= 0.0 else 1.0 if p >= 1.0 else float(np.exp(_log_pmf(n, p)[errors:]).sum())
+
+
+def _upper_tail_complement(errors: int, n: int, p: float) -> float:
+    """P(X <= errors) for X ~ Binomial(n, p)."""
+    return 1.0 if p <= 0.0 else 0.0 if p >= 1.0 else float(np.exp(_log_pmf(n, p)[: errors + 1]).sum())
+
+
+def _solve(increasing: Callable[[float], float]) -> float:
+    """The root in 0..1 of a function that rises with p, by bisection to the last double."""
+    low, high = 0.0, 1.0
+    for _ in range(64):
+        middle = (low + high) / 2.0
+        if increasing(middle) > 0.0:
+            high = middle
+        else:
+            low = middle
+    return (low + high) / 2.0

@@ -1,0 +1,166 @@
+"""What one modality is: kind, shape, value range, rate; a user's own modality is one TOML table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge.errors import UsageError
+
+Kind = Literal["image", "audio", "sequence", "vector"]
+SampleType = Literal["uint8", "uint16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One input of a model, complete enough to turn a raw sample into the network's tensor.
+
+    Attributes:
+        name: lower-case identifier; names the sensor, the encoder and the command-line flag.
+        kind: image | audio | sequence | vector.
+        channels: image channels (1 to 16), or columns of a sequence.
+        size: image height and width in pixels after preprocessing.
+        dtype: element type of the raw sample.
+        range: raw values that map to 0 and 1; values outside are clipped.
+        rate_hz: nominal sensor rate (frames, rows or audio samples per second).
+        window_s: audio only, seconds of signal per decision; shorter signals are zero-padded at the end.
+        mel_bands: audio only, rows of the log-mel spectrogram.
+        frame_s: audio only, length of the analysis frame in seconds; frames advance by half of it.
+        length: sequence only, rows after resampling in time; vector only, number of values.
+    """
+
+    name: str
+    kind: Kind
+    channels: int = 1
+    size: tuple[int, int] | None = None
+    dtype: SampleType = "float32"
+    range: tuple[float, float] = (0.0, 1.0)
+    rate_hz: float = 15.0
+    window_s: float | None = None
+    mel_bands: int = 40
+    frame_s: float = 0.032
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the preprocessed tensor without the batch axis.
+
+        image (C, H, W); audio (1, mel_bands, frames); sequence (C, length); vector (length,).
+        """
+        if self.kind == "image":
+            assert self.size is not None
+            return (self.channels, *self.size)
+        if self.kind == "audio":
+            return (1, self.mel_bands, self.audio_frames)
+        assert self.length is not None
+        return (self.channels, self.length) if self.kind == "sequence" else (self.length,)
+
+    @property
+    def window_samples(self) -> int:
+        """Audio samples in one window."""
+        assert self.window_s is not None
+        return round(self.window_s * self.rate_hz)
+
+    @property
+    def frame_samples(self) -> int:
+        """Audio samples in one analysis frame."""
+        return round(self.frame_s * self.rate_hz)
+
+    @property
+    def hop_samples(self) -> int:
+        """Audio samples between the starts of two analysis frames."""
+        return self.frame_samples // 2
+
+    @property
+    def audio_frames(self) -> int:
+        """Analysis frames that fit wholly into one window."""
+        return 1 + (self.window_samples - self.frame_samples) // self.hop_samples
+
+    def preprocess(self, raw: NDArray[Any]) -> NDArray[np.float32]:
+        """The network's input of `shape`, float32, from one raw sample.
+
+        Raises:
+            UsageError: rank, channel count or element type is not what this modality declares.
+        """
+        from mars_edge.preprocess import preprocess
+
+        return preprocess(self, raw)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only the fields that differ from their defaults, as plain JSON types."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key in ("name", "kind") or value != defaults[key]
+        }
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Modality:
+        """The modality a TOML table or JSON object describes.
+
+        Raises:
+            UsageError: an unknown key, a missing key, or a value of the wrong type or range.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(table) - set(known))
+        if unknown:
+            raise UsageError(f"unknown modality key {unknown[0]!r}; known keys: {', '.join(known)}")
+        missing = [key for key in ("name", "kind") if key not in table]
+        if missing:
+            raise UsageError(f"modality table lacks {missing[0]!r}; it needs name and kind")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        return cls(**values)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _check(m: Modality) -> None:
+    if not isinstance(m.name, str) or not m.name.isidentifier() or m.name != m.name.lower():
+        raise UsageError(f"modality name {m.name!r} is not a lower-case identifier, e.g. depth")
+    where = f"modality {m.name!r}"
+    if m.kind not in get_args(Kind):
+        raise UsageError(f"{where}: unknown kind {m.kind!r}; allowed: {', '.join(get_args(Kind))}")
+    if m.dtype not in get_args(SampleType):
+        raise UsageError(f"{where}: unknown dtype {m.dtype!r}; allowed: {', '.join(get_args(SampleType))}")
+    if not (len(m.range) == 2 and all(map(_number, m.range)) and m.range[0] < m.range[1]):
+        raise UsageError(f"{where}: range {m.range!r} must be two finite numbers, low < high")
+    if not (_number(m.rate_hz) and m.rate_hz > 0):
+        raise UsageError(f"{where}: rate_hz {m.rate_hz!r} must be a finite number above 0")
+    {"image": _check_image, "audio": _check_audio, "sequence": _check_rows, "vector": _check_rows}[m.kind](m, where)
+
+
+def _check_image(m: Modality, where: str) -> None:
+    if not (_whole(m.channels, 1) and m.channels <= 16):
+        raise UsageError(f"{where}: channels {m.channels!r} must be a whole number from 1 to 16")
+    if m.size is None or len(m.size) != 2 or not all(_whole(v, 1) for v in m.size):
+        raise UsageError(f"{where}: size {m.size!r} must be [height, width] in pixels")
+
+
+def _check_audio(m: Modality, where: str) -> None:
+    if not (_number(m.window_s) and _number(m.frame_s) and m.window_s is not None and m.window_s >= m.frame_s > 0):
+        raise UsageError(f"{where}: window_s {m.window_s!r} must be at least frame_s ({m.frame_s} s)")
+    if not _whole(m.mel_bands, 1):
+        raise UsageError(f"{where}: mel_bands {m.mel_bands!r} must be a whole number from 1")
+    if m.frame_samples < 2:
+        raise UsageError(f"{where}: frame_s {m.frame_s!r} at {m.rate_hz} Hz is under 2 samples")
+
+
+def _check_rows(m: Modality, where: str) -> None:
+    if not _whole(m.length, 1):
+        raise UsageError(f"{where}: length {m.length!r} must be a whole number from 1")
+    if not _whole(m.channels, 1):
+        raise UsageError(f"{where}: channels {m.channels!r} must be a whole number from 1")

@@ -1,0 +1,139 @@
+"""From a raw sample to the network's tensor: the one implementation used in training and on the device.
+
+Axes: H height, W width, C channels, T time, F frequency bands.
+The tensor is always float32; every kind is scaled by the modality's own range, never by the data, so
+one frame gives the same tensor whatever came before it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge.errors import UsageError
+from mars_edge.modality import Modality
+
+# Log-mel power is clipped to this many decibels below full scale, then mapped to 0..1.
+_AUDIO_FLOOR_DB = -80.0
+
+
+def preprocess(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+    """The tensor of `modality.shape`, C-contiguous float32, from one raw sample.
+
+    Raises:
+        UsageError: rank, channel count or element type is not what the modality declares.
+    """
+    if modality.kind == "image":
+        return _image(modality, raw)
+    if modality.kind == "audio":
+        return _audio(modality, raw)
+    return _sequence(modality, raw) if modality.kind == "sequence" else _vector(modality, raw)
+
+
+def _scale(modality: Modality, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = modality.range
+    scaled = (values - np.float32(low)) * np.float32(1.0 / (high - low))
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
+
+
+def _need_dtype(modality: Modality, raw: NDArray[Any]) -> None:
+    if raw.dtype != np.dtype(modality.dtype):
+        raise UsageError(f"{modality.name}: sample is {raw.dtype}, expected {modality.dtype}")
+
+
+def _image(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+    assert modality.size is not None
+    _need_dtype(modality, raw)
+    image = raw[:, :, None] if raw.ndim == 2 else raw
+    if image.ndim != 3 or image.shape[2] != modality.channels:
+        raise UsageError(
+            f"{modality.name}: image has shape {raw.shape}, expected (H, W, {modality.channels})"
+            + (" or (H, W)" if modality.channels == 1 else "")
+        )
+    if image.shape[:2] != modality.size:
+        image = _resize(image, modality.size)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+    return _scale(modality, planes)
+
+
+def _resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Area interpolation when shrinking, linear when growing; (H, W, C) in and out, type kept."""
+    import cv2
+
+    height, width = size
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized[:, :, None] if resized.ndim == 2 else resized
+
+
+def _audio(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+    if raw.ndim != 1:
+        raise UsageError(f"{modality.name}: audio has shape {raw.shape}, expected (T,) mono samples")
+    if raw.dtype != np.float32:
+        raise UsageError(f"{modality.name}: audio is {raw.dtype}, expected float32 in -1..1")
+    window = np.zeros(modality.window_samples, dtype=np.float32)
+    kept = raw[-window.size :]
+    window[: kept.size] = kept
+    return log_mel(modality, window)[None]
+
+
+def log_mel(modality: Modality, window: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-mel power spectrogram in 0..1, shape (F, T): 0 is -80 dB and below, 1 is 0 dB.
+
+    Hann-windowed frames, power spectrum normalised by the window's energy, triangular bands that are
+    evenly spaced on the mel scale 2595 log10(1 + f / 700) from 0 Hz to half the sampling rate.
+    """
+    frame, hop = modality.frame_samples, modality.hop_samples
+    starts = np.arange(modality.audio_frames) * hop
+    frames = window[starts[:, None] + np.arange(frame)[None, :]] * _hann(frame)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2 / np.sum(_hann(frame)) ** 2
+    bands = _mel_filters(modality.mel_bands, frame, modality.rate_hz) @ power.T
+    decibels = 10.0 * np.log10(np.maximum(bands, 1e-12))
+    scaled = np.clip(1.0 - decibels / _AUDIO_FLOOR_DB, 0.0, 1.0)
+    return np.ascontiguousarray(scaled, dtype=np.float32)
+
+
+@lru_cache(maxsize=8)
+def _hann(length: int) -> NDArray[np.float64]:
+    # The periodic form, as usual for spectral analysis (numpy.hanning is the symmetric one).
+    return np.hanning(length + 1)[:-1]
+
+
+@lru_cache(maxsize=8)
+def _mel_filters(bands: int, frame: int, rate_hz: float) -> NDArray[np.float64]:
+    """Triangular filters, shape (bands, frame // 2 + 1), peak 1."""
+    top_mel = 2595.0 * np.log10(1.0 + rate_hz / 2.0 / 700.0)
+    edges_hz = 700.0 * (10.0 ** (np.linspace(0.0, top_mel, bands + 2) / 2595.0) - 1.0)
+    bins_hz = np.arange(frame // 2 + 1) * rate_hz / frame
+    low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
+    rising = (bins_hz - low) / (centre - low)
+    falling = (high - bins_hz) / (high - centre)
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _sequence(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+    assert modality.length is not None
+    _need_dtype(modality, raw)
+    if raw.ndim != 2 or raw.shape[1] != modality.channels or raw.shape[0] < 1:
+        raise UsageError(f"{modality.name}: sequence has shape {raw.shape}, expected (T, {modality.channels})")
+    rows = raw.astype(np.float32)
+    if rows.shape[0] != modality.length:
+        rows = _resample_rows(rows, modality.length)
+    return np.ascontiguousarray(_scale(modality, rows).T)
+
+
+def _resample_rows(rows: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Linear interpolation in time, first and last row kept; (T, C) -> (length, C)."""
+    at = np.linspace(0.0, rows.shape[0] - 1.0, length)
+    steps = np.arange(rows.shape[0])
+    return np.stack([np.interp(at, steps, column) for column in rows.T], axis=1).astype(np.float32)
+
+
+def _vector(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+    _need_dtype(modality, raw)
+    if raw.shape != modality.shape:
+        raise UsageError(f"{modality.name}: vector has shape {raw.shape}, expected {modality.shape}")
+    return _scale(modality, raw.astype(np.float32))

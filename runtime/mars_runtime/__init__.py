@@ -1,0 +1,1 @@
+"""The device side: engines, sensors, health, the decision loop; never imports torch."""
