@@ -1,0 +1,193 @@
+"""MARS: a mixture of experts that specialises on what is missing.
+
+Axes: B batch, M modalities (fusion order), N experts, K active experts, d channels of z.
+Design decision: the deployed model is a handful of pieces (encoders, route stage, experts, head) that are
+only ever called through replaceable attributes, with all masking and gating between them. Each piece has
+static shapes but for the batch and exports on its own; quantization-aware training swaps in prepared
+pieces and trains on. The privileged residual router lives in `TrainingMars` alone.
+Source: arXiv 2606.30355.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mars_training.model.fusion import Fusion
+from mars_training.model.routers import FeatureRouter, NoisyRouting, ResidualRouter, top_k_gates
+
+
+class RouteStage(nn.Module):
+    """Features of all modalities, missing ones all zeros, to (z, feature-router logits (B, N))."""
+
+    def __init__(self, fusion: Fusion, router: FeatureRouter) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.router = router
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.fusion(features)
+        return z, self.router(z)
+
+
+class Head(nn.Module):
+    """Class logits (B, classes) from an expert map (B, C, H, W): mean over pixels, one linear layer."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, e: Tensor) -> Tensor:
+        logits: Tensor = self.out(e.mean((2, 3)))
+        return logits
+
+
+def mask_features(features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+    """delta_m * f_m: each feature (B, ...) as it is where `present` (B, M) is true, exact zeros elsewhere."""
+    columns = present.unbind(dim=1)
+    return [f * p.view(-1, *[1] * (f.dim() - 1)).to(f.dtype) for f, p in zip(features, columns, strict=True)]
+
+
+class DeployedMars(nn.Module):
+    """What runs on a device: routes by the feature router alone and cannot reach a privileged router."""
+
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, nn.Module],
+        route_stage: nn.Module,
+        experts: Sequence[nn.Module],
+        head: nn.Module,
+        active_experts: int,
+        expert_shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.route_stage = route_stage
+        self.experts = nn.ModuleList(experts)
+        self.head = head
+        self.expert_shared = expert_shared
+        self.active_experts = active_experts
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in fusion order."""
+        return tuple(self.encoders.keys())
+
+    def encode(self, name: str, x: Tensor) -> Tensor:
+        """The feature f_m (B, C, H, W) of one modality."""
+        feature: Tensor = self.encoders[name](x)
+        return feature
+
+    def encode_all(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Every modality's feature, in fusion order."""
+        return [self.encode(name, inputs[name]) for name in self.modalities]
+
+    def route(self, features: Sequence[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """(z, clean router logits (B, N)) of the features that `present` (B, M) leaves."""
+        z, logits = self.route_stage(*mask_features(features, present))
+        # Under bf16 autocast the pieces answer in bf16; which experts win is decided in float32.
+        return z, logits.float()
+
+    def gates(self, router_logits: Tensor) -> Tensor:
+        """Softmax over the K largest logits, zero elsewhere: (B, N)."""
+        return top_k_gates(router_logits, self.active_experts)
+
+    def decide(self, z: Tensor, gates: Tensor) -> Tensor:
+        """Class logits (B, classes) of head(sum_j gates_j E_j(z)), plus E_shared(z) where there is one.
+
+        Every expert is computed, so shapes never depend on data; a gate of zero takes an expert out.
+        """
+        weights = gates.to(z.dtype).view(*gates.shape, *[1] * (z.dim() - 1)).unbind(dim=1)
+        combined = sum(w * expert(z) for w, expert in zip(weights, self.experts, strict=True))
+        if self.expert_shared is not None:
+            combined = combined + self.expert_shared(z)
+        logits: Tensor = self.head(combined)
+        return logits.float()
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Class logits (B, classes) of the deployed path for any mask `present` (B, M)."""
+        return self.classify(self.encode_all(inputs), present)
+
+    def classify(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Class logits (B, classes) from features already encoded."""
+        z, router_logits = self.route(features, present)
+        return self.decide(z, self.gates(router_logits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """One training step's two passes: all that the losses and the sampler read."""
+
+    full: Tensor
+    """Class logits (B, classes), all modalities present, routed by the feature router."""
+    partial: Tensor
+    """Class logits (B, classes), incomplete, routed by the residual router."""
+    residual: NoisyRouting
+    """The residual router on z_full - z_partial."""
+    student: Tensor
+    """Feature-router logits (B, N) on z_partial, to imitate the residual router."""
+
+
+class TrainingMars(nn.Module):
+    """The deployed model and its privileged teacher, the residual router.
+
+    Attributes:
+        detach_residual: beyond the paper; the residual's gradient stops before fusion and encoders.
+        student_rate: beyond the paper; share of partial samples whose task loss goes through the feature
+            router, as at inference, instead of the residual router. 0 is the paper, 1 a plain mixture.
+        expert_dropout: beyond the paper; probability that a routed expert is left out of a sample.
+    """
+
+    def __init__(
+        self,
+        deployed: DeployedMars,
+        residual_router: ResidualRouter,
+        *,
+        detach_residual: bool = False,
+        student_rate: float = 0.0,
+        expert_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.deployed = deployed
+        self.residual_router = residual_router
+        self.detach_residual = detach_residual
+        self.student_rate = student_rate
+        self.expert_dropout = expert_dropout
+
+    def forward(self, inputs: Mapping[str, Tensor], partial: Tensor) -> Passes:
+        """The two passes over shared weights; `partial` (B, M) is the sampled incomplete mask.
+
+        Both passes go through fusion, experts and head as one stacked batch of 2 B: batch norm then
+        collects the statistics of complete and incomplete samples together, as a deployed model meets them.
+        """
+        features = self.deployed.encode_all(inputs)
+        masks = torch.cat([torch.ones_like(partial), partial])
+        z, router_logits = self.deployed.route([torch.cat([f, f]) for f in features], masks)
+        residual = self.residual_router(self._residual(z))
+        full, student = router_logits.chunk(2)
+        gates = torch.cat([self.deployed.gates(full), self._partial_gates(residual, student)])
+        logits = self.deployed.decide(z, self._drop_experts(gates)).chunk(2)
+        return Passes(full=logits[0], partial=logits[1], residual=residual, student=student)
+
+    def _residual(self, z: Tensor) -> Tensor:
+        pooled = z.float().mean((2, 3))
+        z_full, z_partial = (pooled.detach() if self.detach_residual else pooled).chunk(2)
+        return z_full - z_partial
+
+    def _partial_gates(self, residual: NoisyRouting, student: Tensor) -> Tensor:
+        if not (self.training and self.student_rate):
+            return residual.gates
+        own = torch.rand(len(student), 1, device=student.device) < self.student_rate
+        return torch.where(own, self.deployed.gates(student), residual.gates)
+
+    def _drop_experts(self, gates: Tensor) -> Tensor:
+        if not (self.training and self.expert_dropout):
+            return gates
+        kept = gates * (torch.rand_like(gates) >= self.expert_dropout)
+        total = kept.sum(dim=1, keepdim=True)
+        # A sample that lost all its experts keeps them all: an empty mixture would teach the head a constant.
+        return torch.where(total > 0, kept / total.clamp_min(1e-6), gates)

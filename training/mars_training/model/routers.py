@@ -1,0 +1,65 @@
+"""The two routers of MARS and the gates they give.
+
+Axes: B batch, N experts, K active experts, d channels of the task representation z.
+Source: arXiv 2606.30355, section "Residual-guided routing"; noisy gating: arXiv 1701.06538, section 2.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Keeps the noise scale, and with it the load estimator's denominator, away from zero.
+_NOISE_FLOOR = 1e-2
+
+
+def top_k_gates(logits: Tensor, k: int) -> Tensor:
+    """Gates (B, N): the softmax over each row's K largest logits, exactly zero elsewhere."""
+    values, indices = logits.topk(k, dim=-1)
+    return torch.zeros_like(logits).scatter(-1, indices, values.softmax(dim=-1))
+
+
+class FeatureRouter(nn.Module):
+    """Clean logits (B, N) from z (B, d, H, W): pool, Linear(d, d), batch norm, ReLU, Linear(d, N). Deployed."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.out = nn.Conv2d(width, experts, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.hidden(z.mean((2, 3), keepdim=True)))
+        return logits.flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyRouting:
+    """What the residual router said: logits and noise scale (B, N), the noisy logits, and their gates."""
+
+    clean: Tensor
+    scale: Tensor
+    noisy: Tensor
+    gates: Tensor
+
+
+class ResidualRouter(nn.Module):
+    """Routes by the residual z_full - z_partial (B, d): privileged, exists in training only.
+
+    Logits are a bias-free linear map; in training each gets Gaussian noise of a learned scale
+    softplus(W_n z_res) + 0.01; in evaluation none.
+    """
+
+    def __init__(self, width: int, experts: int, active_experts: int) -> None:
+        super().__init__()
+        self.logits = nn.Linear(width, experts, bias=False)
+        self.noise = nn.Linear(width, experts, bias=False)
+        self.active_experts = active_experts
+
+    def forward(self, residual: Tensor) -> NoisyRouting:
+        clean: Tensor = self.logits(residual)
+        scale = functional.softplus(self.noise(residual)) + _NOISE_FLOOR
+        noisy = clean + torch.randn_like(clean) * scale if self.training else clean
+        return NoisyRouting(clean=clean, scale=scale, noisy=noisy, gates=top_k_gates(noisy, self.active_experts))

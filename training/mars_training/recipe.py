@@ -1,0 +1,252 @@
+"""A recipe: everything that decides a training run, from one TOML file.
+
+Frozen and keyword-only; an unknown key is an error that lists the known ones. The resolved recipe is
+saved beside the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mars_edge.errors import UsageError
+
+Method = Literal["mars", "modality_dropout"]
+Reader = Literal["rig", "digits"]
+EncoderKind = Literal["conv", "projection"]
+OptimiserName = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "step"]
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where samples come from. Counts are of the rig's rendered samples; digits have the sizes they have."""
+
+    reader: Reader
+    train: int = 4000
+    validation: int = 1000
+    test: int = 2000
+    seed: int = 0
+    fold: int = 0
+    """digits only: which pair of speakers is the test set (0, 1 or 2)."""
+    pairings: int = 2
+    """digits only: how many written digits each recording is paired with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecipe:
+    """One modality's encoder: blocks of `channels[i]` outputs and stride `strides[i]`."""
+
+    kind: EncoderKind = "conv"
+    channels: tuple[int, ...] = (16, 32, 64, 64)
+    strides: tuple[int, ...] = (2, 2, 2, 1)
+    kernel: int = 3
+    pool: bool = False
+    components: int = 2
+    """projection only: principal components kept."""
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.strides) or not self.channels:
+            raise UsageError(
+                f"encoder has {len(self.channels)} channels and {len(self.strides)} strides; give one stride per block"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Sizes of the shared stages, and the options beyond the paper (all off by default)."""
+
+    encoders: dict[str, EncoderRecipe] = field(default_factory=dict)
+    """By modality name; a modality without a table gets the default encoder."""
+    experts: int = 8
+    active_experts: int = 2
+    width: int = 96
+    """Channels d of the task representation z."""
+    fusion_kernel: int = 3
+    fusion_stride: int = 2
+    expert_channels: tuple[int, ...] = (96,)
+    expert_kernel: int = 3
+    expert_stride: int = 2
+    shared_expert: bool = False
+    """One more expert that always runs; its output is added to the gated sum."""
+    detach_residual: bool = False
+    """The residual's gradient stops at the residual router."""
+    student_rate: float = 0.0
+    """Share of partial samples that the feature router routes in training."""
+    expert_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active_experts < self.experts:
+            raise UsageError(
+                f"active_experts is {self.active_experts}; with {self.experts} experts it must be 1 to {self.experts - 1}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe:
+    """Weights of the four losses and the options of the imitation loss."""
+
+    task: float = 1.0
+    balance: float = 0.05
+    imitate: float = 1.0
+    noise: float = 0.01
+    imitate_temperature: float = 1.0
+    imitate_start: int = 0
+    """Beyond the paper: the first epoch with imitation; before, the feature router learns from the task alone."""
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRecipe:
+    """Discrepancy-guided sampling; `guided = false` keeps it uniform."""
+
+    guided: bool = True
+    start: int = 20
+    tau: float = 0.06
+    floor: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleRecipe:
+    """The optimiser and how its rate moves. `milestones` are shares of all epochs (step schedule)."""
+
+    optimiser: OptimiserName = "adamw"
+    schedule: Schedule = "cosine"
+    rate: float = 2e-3
+    weight_decay: float = 1e-2
+    momentum: float = 0.9
+    batch_size: int = 64
+    epochs: int = 20
+    warmup_epochs: float = 1.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    clip_norm: float = 5.0
+    precision: Precision = "fp32"
+    validate_every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentRecipe:
+    """Light changes to preprocessed training tensors; geometry is the same for all image modalities of a sample."""
+
+    flip: bool = False
+    shift_px: int = 0
+    brightness: float = 0.0
+    """Image values gain a uniform offset within plus or minus this (range 0..1), per modality and sample."""
+    contrast: float = 0.0
+    """Image values are scaled about their mean by a uniform factor within 1 plus or minus this."""
+    audio_gain: float = 0.0
+    """Log-mel values gain a uniform offset within plus or minus this (1.0 is 80 dB)."""
+    audio_shift: int = 0
+    """Log-mel frames are shifted in time by up to this many."""
+    photometric: tuple[str, ...] = ()
+    """Names of the image modalities whose brightness and contrast change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, complete but for its seed."""
+
+    name: str
+    data: DataRecipe
+    method: Method = "mars"
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    sampling: SamplingRecipe = field(default_factory=SamplingRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key with its resolved value, as plain JSON types once dumped."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key, or a value of the wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no recipe at {path}") from None
+    except IsADirectoryError:
+        raise UsageError(f"recipe {path} is a folder; give a .toml file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} is not TOML: {error}") from None
+    return recipe_from_dict(table)
+
+
+def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
+    """The recipe a nested table describes; missing keys take their defaults.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value of the wrong type.
+    """
+    recipe = _dataclass(Recipe, table, "recipe")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _dataclass(kind: Any, table: object, where: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where} is {table!r}; it must be a table")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(table) - set(fields))
+    if unknown:
+        raise UsageError(f"unknown key {unknown[0]!r} in {where}; known keys: {', '.join(fields)}")
+    missing = [name for name, f in fields.items() if name not in table and _is_required(f)]
+    if missing:
+        raise UsageError(f"{where} lacks the key {missing[0]!r}")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in table.items()})
+
+
+def _is_required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _value(kind: Any, value: object, where: str) -> Any:
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is Literal:
+        return _choice(get_args(kind), value, where)
+    if origin is tuple:
+        return _items(get_args(kind)[0], value, where)
+    if origin is dict:
+        return {k: _value(get_args(kind)[1], v, f"{where}.{k}") for k, v in _table(value, where).items()}
+    return _scalar(kind, value, where)
+
+
+def _choice(allowed: tuple[Any, ...], value: object, where: str) -> Any:
+    if value not in allowed:
+        raise UsageError(f"{where} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+    return value
+
+
+def _items(kind: Any, value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{where} is {value!r}; it must be a list")
+    return tuple(_value(kind, item, where) for item in value)
+
+
+def _table(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} is {value!r}; it must be a table")
+    return value
+
+
+def _scalar(kind: Any, value: object, where: str) -> Any:
+    assert not isinstance(kind, types.GenericAlias)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{where} is {value!r}; it must be of type {kind.__name__}")
+    return value
