@@ -1,0 +1,35 @@
+"""Top-K expert gates: one definition for training checks, every engine and every test.
+
+Axes: B batch, N experts, K experts that run.
+Source: Shazeer et al., "Outrageously Large Neural Networks", 2017, eq. 3-5 (softmax over the kept K).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge.errors import UsageError
+
+
+def top_k_gates(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Indices (B, K) of the K largest logits per row, largest first, and their softmax weights (B, K).
+
+    Equal logits keep the order of their indices, as ONNX TopK does; torch.topk leaves it open.
+
+    Args:
+        logits: router logits, (B, N), finite.
+        k: how many experts run, 1 to N.
+
+    Raises:
+        UsageError: the rank is not 2, or k is outside 1..N.
+    """
+    if logits.ndim != 2:
+        raise UsageError(f"router logits have shape {logits.shape}, expected (batch, experts)")
+    if not 1 <= k <= logits.shape[1]:
+        raise UsageError(f"k is {k}, allowed: 1 to {logits.shape[1]} experts")
+    indices = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(logits, indices, axis=1).astype(np.float32)
+    powers = np.exp(kept - kept[:, :1])
+    weights: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return indices.astype(np.int64), weights
