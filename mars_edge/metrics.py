@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,12 +100,12 @@ def spoof_errors(
     The ACER interval is conservative: the mean of the two Clopper-Pearson bounds.
 
     Raises:
-        UsageError: a score is not finite, or there is no bona fide or no attack sample.
+        UsageError: a score is not finite, shapes differ, or there is no bona fide or no attack sample.
     """
-    if not np.all(np.isfinite(scores)):
-        raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are not finite")
-    if not live.any() or live.all():
-        raise UsageError(f"{int(live.sum())} bona fide of {live.size} samples: both classes are needed")
+    _need_scores(scores, live)
+    _need_both_classes(live)
+    if species.shape != live.shape:
+        raise UsageError(f"species has shape {species.shape}, expected one per score {live.shape}")
     accepted = scores >= threshold
     attacks = ~live
     per_species = {
@@ -127,10 +128,10 @@ def equal_error_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_])
     """The threshold at which pooled attack error and bona fide error are closest, midway between scores.
 
     Raises:
-        UsageError: there is no bona fide or no attack sample.
+        UsageError: a score is not finite, shapes differ, or there is no bona fide or no attack sample.
     """
-    if not live.any() or live.all():
-        raise UsageError(f"{int(live.sum())} bona fide of {live.size} samples: both classes are needed")
+    _need_scores(scores, live)
+    _need_both_classes(live)
     candidates = _midpoints(scores)
     bona_fide, attack = np.sort(scores[live]), np.sort(scores[~live])
     bpcer = np.searchsorted(bona_fide, candidates, side="left") / bona_fide.size
@@ -145,12 +146,32 @@ def bpcer_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_], targe
     """The highest threshold that rejects at most `target` of the bona fide samples.
 
     Raises:
-        UsageError: no bona fide sample, or target outside 0..1.
+        UsageError: a score is not finite, shapes differ, no bona fide sample, or target outside [0, 1).
     """
+    _need_scores(scores, live)
     if not live.any() or not 0.0 <= target < 1.0:
-        raise UsageError(f"BPCER target {target!r} must lie in 0..1 and needs bona fide samples, got {int(live.sum())}")
+        raise UsageError(
+            f"BPCER target {target!r} must lie in [0, 1) and needs bona fide samples, got {int(live.sum())}"
+        )
     bona_fide = np.sort(scores[live])
-    return float(bona_fide[math.floor(target * bona_fide.size)])
+    # Not floor(target * n): 0.29 * 100 is 28.999999999999996 in binary.
+    allowed = np.arange(bona_fide.size) / bona_fide.size <= target
+    return float(bona_fide[np.flatnonzero(allowed)[-1]])
+
+
+def _need_scores(scores: NDArray[np.floating], live: NDArray[np.bool_]) -> None:
+    if scores.ndim != 1 or scores.shape != live.shape:
+        raise UsageError(f"scores have shape {scores.shape} and live {live.shape}; both must be (B,)")
+    # With 0/1 integers `~live` would be -1/-2 and pick the wrong samples in silence.
+    if live.dtype != np.bool_:
+        raise UsageError(f"live is {live.dtype}, expected bool")
+    if not np.all(np.isfinite(scores)):
+        raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are not finite")
+
+
+def _need_both_classes(live: NDArray[np.bool_]) -> None:
+    if not live.any() or live.all():
+        raise UsageError(f"{int(live.sum())} bona fide of {live.size} samples: both classes are needed")
 
 
 def _midpoints(scores: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -160,10 +181,14 @@ def _midpoints(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     return (values[1:] + values[:-1]) / 2.0
 
 
+@lru_cache(maxsize=8)
+def _log_choose(n: int) -> NDArray[np.float64]:
+    return math.lgamma(n + 1) - np.array([math.lgamma(k + 1) + math.lgamma(n - k + 1) for k in range(n + 1)])
+
+
 def _log_pmf(n: int, p: float) -> NDArray[np.float64]:
     k = np.arange(n + 1)
-    log_choose = math.lgamma(n + 1) - np.array([math.lgamma(i + 1) + math.lgamma(n - i + 1) for i in k])
-    return np.asarray(log_choose + k * math.log(p) + (n - k) * math.log1p(-p))
+    return np.asarray(_log_choose(n) + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def _upper_tail(errors: int, n: int, p: float) -> float:

@@ -27,10 +27,7 @@ def label(present: Iterable[str], order: Sequence[str]) -> str:
     Raises:
         UsageError: a member of `present` is not in `order`.
     """
-    wanted = set(present)
-    unknown = sorted(wanted - set(order))
-    if unknown:
-        raise UsageError(f"unknown modality {unknown[0]!r}; this model has: {', '.join(order)}")
+    wanted = _known(present, order)
     return "+".join(name for name in order if name in wanted) or "none"
 
 
@@ -47,6 +44,18 @@ def parse(text: str, order: Sequence[str]) -> Subset:
 
 
 def mask(present: Iterable[str], order: Sequence[str]) -> NDArray[np.bool_]:
-    """The missing-modality mask delta, shape (M,), True where the modality is present."""
-    wanted = set(present)
+    """The missing-modality mask delta, shape (M,), True where the modality is present.
+
+    Raises:
+        UsageError: a member of `present` is not in `order`.
+    """
+    wanted = _known(present, order)
     return np.array([name in wanted for name in order], dtype=np.bool_)
+
+
+def _known(present: Iterable[str], order: Sequence[str]) -> set[str]:
+    wanted = set(present)
+    unknown = sorted(wanted - set(order))
+    if unknown:
+        raise UsageError(f"unknown modality {unknown[0]!r}; this model has: {', '.join(order)}")
+    return wanted
