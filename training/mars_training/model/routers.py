@@ -59,7 +59,9 @@ class ResidualRouter(nn.Module):
         self.active_experts = active_experts
 
     def forward(self, residual: Tensor) -> NoisyRouting:
-        clean: Tensor = self.logits(residual)
-        scale = functional.softplus(self.noise(residual)) + _NOISE_FLOOR
+        # Autocast would round to 8 bits what the losses compare: the ranks of near-equal logits.
+        with torch.autocast(residual.device.type, enabled=False):
+            clean: Tensor = self.logits(residual)
+            scale = functional.softplus(self.noise(residual)) + _NOISE_FLOOR
         noisy = clean + torch.randn_like(clean) * scale if self.training else clean
         return NoisyRouting(clean=clean, scale=scale, noisy=noisy, gates=top_k_gates(noisy, self.active_experts))

@@ -1,0 +1,122 @@
+"""`mars-edge train RECIPE`: one run directory from one recipe and one seed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mars_edge.errors import UsageError
+from mars_training.checkpoint import RunInfo, deployed_of, load_info
+from mars_training.data.load import describe, load_data
+from mars_training.data.split import Source
+from mars_training.evaluate import score_table
+from mars_training.model.build import build_model, parameter_count
+from mars_training.recipe import Recipe, load_recipe
+from mars_training.train import EpochReport, FitResult, Hooks, train
+
+_EXAMPLE = "example: mars-edge train training/recipes/face_antispoof.toml --seed 0 -o runs/face_antispoof"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mars-edge train", description="Train a recipe into a run directory.", epilog=_EXAMPLE
+    )
+    parser.add_argument("recipe", type=Path, help="a .toml file, see training/recipes")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the data set (the rig needs none)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and masks (default: 0)")
+    parser.add_argument("--fold", type=int, choices=(0, 1, 2), help="speaker fold, in place of the recipe's")
+    parser.add_argument("-o", "--output", type=Path, metavar="RUN", help="run directory (default: runs/NAME-seedN)")
+    parser.add_argument("--threads", type=int, default=_usable_cores(), help="processor threads (default: all)")
+    parser.add_argument("--check", action="store_true", help="print what would be trained, then stop")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, or go on with an interrupted run; prints the validation table of the selected epoch."""
+    options = _parser().parse_args(argv)
+    if options.threads < 1:
+        raise UsageError(f"--threads is {options.threads}; it must be at least 1")
+    torch.set_num_threads(options.threads)
+    recipe = _with_fold(load_recipe(options.recipe), options.fold)
+    source = describe(recipe.data)
+    if options.check:
+        print(_check(recipe, source))
+        return 0
+    run = options.output or Path("runs") / f"{recipe.name}-seed{options.seed}"
+    _refuse_another_run(run, RunInfo(recipe=recipe, seed=options.seed, source=source))
+    if not options.quiet:
+        print(f"{_check(recipe, source)}\nrun directory: {run}", file=sys.stderr, flush=True)
+    hooks = Hooks() if options.quiet else Hooks(after_epoch=_progress)
+    result = train(recipe, load_data(recipe, folder=options.data), run, seed=options.seed, hooks=hooks)
+    print(_json(run, result) if options.json else _summary(run, result))
+    return 0
+
+
+def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
+    if fold is None:
+        return recipe
+    if recipe.data.reader != "digits":
+        raise UsageError(f"--fold {fold}: recipe {recipe.name!r} reads {recipe.data.reader!r}, which has no folds")
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, fold=fold))
+
+
+def _refuse_another_run(run: Path, info: RunInfo) -> None:
+    if not (run / "run.json").exists():
+        return
+    if not (run / "resume.pt").exists() and (run / "metrics.json").exists():
+        raise UsageError(f"{run} holds a finished run; choose another directory with -o")
+    if load_info(run) != info:
+        raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
+
+
+def _check(recipe: Recipe, source: Source) -> str:
+    model = build_model(recipe, source.modalities, len(source.labels))
+    shapes = ", ".join(f"{m.name} {'x'.join(map(str, m.shape))}" for m in source.modalities)
+    deployed = parameter_count(deployed_of(model))
+    return (
+        f"{recipe.name}: {recipe.method}, {deployed:,} parameters deployed, {parameter_count(model):,} in training\n"
+        f"inputs: {shapes}; classes: {', '.join(source.labels)} ({source.note})"
+    )
+
+
+def _progress(report: EpochReport) -> None:
+    terms = " ".join(f"{name} {value:.4f}" for name, value in report.terms.items())
+    error = f"validation error {100 * report.validation_error:.2f} %  " if report.scores else ""
+    print(
+        f"epoch {report.epoch + 1}/{report.epochs}  {error}{terms}  "
+        f"{report.samples_per_s:.0f} samples/s  {report.seconds:.0f} s  ETA {report.eta_s / 60:.1f} min",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _summary(run: Path, result: FitResult) -> str:
+    return (
+        f"validation, selected epoch {result.selected.epoch + 1}:\n{score_table(result.selected.scores)}\n"
+        f"mean error: selected {100 * result.selected.validation_error:.2f} %, "
+        f"last {100 * result.last.validation_error:.2f} %\n"
+        f"next: mars-edge evaluate {run}"
+    )
+
+
+def _json(run: Path, result: FitResult) -> str:
+    return json.dumps(
+        {
+            "run": str(run),
+            "selected": dataclasses.asdict(result.selected),
+            "last": dataclasses.asdict(result.last),
+        }
+    )
