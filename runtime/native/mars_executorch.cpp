@@ -114,6 +114,15 @@ struct LoadedMethod {
   std::unique_ptr<HierarchicalAllocator> planned;
   std::unique_ptr<MemoryManager> memory;
   std::unique_ptr<Method> method;
+  std::vector<bool> output_in_place;  // no memory of its own: the runtime writes into the caller's array
+
+  // Must run before the first call: afterwards the tensors hold the last caller's address.
+  void note_outputs() {
+    for (size_t index = 0; index < method->outputs_size(); ++index) {
+      const EValue& value = method->get_output(index);
+      output_in_place.push_back(value.isTensor() && value.toTensor().const_data_ptr() == nullptr);
+    }
+  }
 };
 
 std::shared_mutex pool_mutex;  // shared: methods load and run; exclusive: the thread pool is replaced
@@ -221,10 +230,10 @@ int open_program(const void* data, size_t size_bytes, Engine& engine) {
   return error == Error::Ok ? 0 : fail("the program's memory plan cannot be read", error);
 }
 
-int load(Engine& engine, const std::string& name, Method** method) {
+int load(Engine& engine, const std::string& name, LoadedMethod** method) {
   auto found = engine.methods.find(name);
   if (found != engine.methods.end()) {
-    *method = found->second->method.get();
+    *method = found->second.get();
     return 0;
   }
   if (std::find(engine.names.begin(), engine.names.end(), name) == engine.names.end()) {
@@ -239,7 +248,8 @@ int load(Engine& engine, const std::string& name, Method** method) {
     return fail("method '" + name + "' cannot be loaded", result.error());
   }
   loaded->method = std::make_unique<Method>(std::move(*result));
-  *method = loaded->method.get();
+  loaded->note_outputs();
+  *method = loaded.get();
   engine.methods.emplace(name, std::move(loaded));
   engine.loaded_count.add();
   return 0;
@@ -337,17 +347,16 @@ int set_inputs(Method& method, const std::string& name, const mars_array* arrays
   return 0;
 }
 
-int bind_outputs(Method& method, const std::string& name, const mars_array* arrays,
+int bind_outputs(LoadedMethod& loaded, const std::string& name, const mars_array* arrays,
                  std::vector<mars_tensor_info>& infos) {
+  Method& method = *loaded.method;
   MethodMeta meta = method.method_meta();
   for (size_t index = 0; index < infos.size(); ++index) {
     const std::string what = "method '" + name + "' output " + std::to_string(index);
     if (read_info(meta, name, true, index, &infos[index]) || check_array(arrays[index], infos[index], what)) {
       return 1;
     }
-    const EValue& value = method.get_output(index);
-    bool has_memory = value.isTensor() && value.toTensor().const_data_ptr() != nullptr;
-    if (infos[index].is_planned || has_memory) {
+    if (!loaded.output_in_place[index]) {
       continue;  // planned or constant: copied after the run
     }
     Error error = method.set_output_data_ptr(arrays[index].data, infos[index].size_bytes, index);
@@ -380,10 +389,11 @@ int copy_outputs(Method& method, const std::string& name, const mars_array* arra
 
 int execute(Engine& engine, const std::string& name, const mars_array* inputs, int32_t input_count,
             const mars_array* outputs, int32_t output_count) {
-  Method* method = nullptr;
-  if (load(engine, name, &method)) {
+  LoadedMethod* loaded = nullptr;
+  if (load(engine, name, &loaded)) {
     return 1;
   }
+  Method* method = loaded->method.get();
   if (input_count != static_cast<int32_t>(method->inputs_size()) ||
       output_count != static_cast<int32_t>(method->outputs_size())) {
     return fail("method '" + name + "': expected " + std::to_string(method->inputs_size()) + " inputs and " +
@@ -392,10 +402,8 @@ int execute(Engine& engine, const std::string& name, const mars_array* inputs, i
   }
   std::vector<InputTensor> tensors(input_count);
   std::vector<mars_tensor_info> infos(output_count);
-  if (set_inputs(*method, name, inputs, tensors)) {
-    return 1;
-  }
-  if (bind_outputs(*method, name, outputs, infos)) {
+  // Outputs first: where an output is an input passed through, the input's address must win.
+  if (bind_outputs(*loaded, name, outputs, infos) || set_inputs(*method, name, inputs, tensors)) {
     return 1;
   }
   Error error = method->execute();
