@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -14,6 +15,16 @@ from mars_edge.errors import UsageError
 Kind = Literal["image", "audio", "sequence", "vector"]
 SampleType = Literal["uint8", "uint16", "float32"]
 
+# Fields that mean something only for some kinds; set for another kind they would be silently ignored.
+_FIELDS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "image": ("channels", "size", "dtype", "range"),
+    "audio": ("window_s", "mel_bands", "frame_s"),
+    "sequence": ("channels", "length", "dtype", "range"),
+    "vector": ("length", "dtype", "range"),
+}
+_LARGEST = 2**31
+_NARROWEST = 1e-30  # a narrower range overflows the float32 factor that scales it to 0..1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
@@ -21,10 +32,12 @@ class Modality:
 
     Attributes:
         name: lower-case identifier; names the sensor, the encoder and the command-line flag.
+            "none" is taken: it is the label of the empty subset.
         kind: image | audio | sequence | vector.
         channels: image channels (1 to 16), or columns of a sequence.
         size: image height and width in pixels after preprocessing.
-        dtype: element type of the raw sample.
+        dtype: element type of the raw sample (audio is always float32). In a uint16 image 0 means
+            "no measurement", as depth cameras send it: such pixels are left out when it is resized.
         range: raw values that map to 0 and 1; values outside are clipped.
         rate_hz: nominal sensor rate (frames, rows or audio samples per second).
         window_s: audio only, seconds of signal per decision; shorter signals are zero-padded at the end.
@@ -87,7 +100,8 @@ class Modality:
         """The network's input of `shape`, float32, from one raw sample.
 
         Raises:
-            UsageError: rank, channel count or element type is not what this modality declares.
+            UsageError: rank, channel count or element type is not what this modality declares, the
+                sample is empty, or a value is not finite.
         """
         from mars_edge.preprocess import preprocess
 
@@ -121,37 +135,54 @@ class Modality:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    """A finite number of a size that products of two of them do not overflow."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _whole(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST
 
 
 def _check(m: Modality) -> None:
-    if not isinstance(m.name, str) or not m.name.isidentifier() or m.name != m.name.lower():
+    if not isinstance(m.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", m.name) or m.name == "none":
         raise UsageError(f"modality name {m.name!r} is not a lower-case identifier, e.g. depth")
     where = f"modality {m.name!r}"
     if m.kind not in get_args(Kind):
         raise UsageError(f"{where}: unknown kind {m.kind!r}; allowed: {', '.join(get_args(Kind))}")
+    _check_unused(m, where)
     if m.dtype not in get_args(SampleType):
         raise UsageError(f"{where}: unknown dtype {m.dtype!r}; allowed: {', '.join(get_args(SampleType))}")
-    if not (len(m.range) == 2 and all(map(_number, m.range)) and m.range[0] < m.range[1]):
+    if not (_pair(m.range) and all(map(_number, m.range)) and m.range[1] - m.range[0] >= _NARROWEST):
         raise UsageError(f"{where}: range {m.range!r} must be two finite numbers, low < high")
     if not (_number(m.rate_hz) and m.rate_hz > 0):
         raise UsageError(f"{where}: rate_hz {m.rate_hz!r} must be a finite number above 0")
-    {"image": _check_image, "audio": _check_audio, "sequence": _check_rows, "vector": _check_rows}[m.kind](m, where)
+    {"image": _check_image, "audio": _check_audio, "sequence": _check_sequence, "vector": _check_length}[m.kind](
+        m, where
+    )
+
+
+def _check_unused(m: Modality, where: str) -> None:
+    used = ("name", "kind", "rate_hz", *_FIELDS_OF_KIND[m.kind])
+    for f in fields(m):
+        if f.name not in used and getattr(m, f.name) != f.default:
+            raise UsageError(f"{where}: {f.name} has no meaning for kind {m.kind}; its keys: {', '.join(used)}")
+
+
+def _pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
 
 
 def _check_image(m: Modality, where: str) -> None:
     if not (_whole(m.channels, 1) and m.channels <= 16):
         raise UsageError(f"{where}: channels {m.channels!r} must be a whole number from 1 to 16")
-    if m.size is None or len(m.size) != 2 or not all(_whole(v, 1) for v in m.size):
+    if m.size is None or not _pair(m.size) or not all(_whole(v, 1) for v in m.size):
         raise UsageError(f"{where}: size {m.size!r} must be [height, width] in pixels")
 
 
 def _check_audio(m: Modality, where: str) -> None:
-    if not (_number(m.window_s) and _number(m.frame_s) and m.window_s is not None and m.window_s >= m.frame_s > 0):
+    if not (_number(m.frame_s) and m.frame_s > 0):
+        raise UsageError(f"{where}: frame_s {m.frame_s!r} must be a finite number above 0")
+    if m.window_s is None or not (_number(m.window_s) and m.window_s >= m.frame_s):
         raise UsageError(f"{where}: window_s {m.window_s!r} must be at least frame_s ({m.frame_s} s)")
     if not _whole(m.mel_bands, 1):
         raise UsageError(f"{where}: mel_bands {m.mel_bands!r} must be a whole number from 1")
@@ -159,8 +190,12 @@ def _check_audio(m: Modality, where: str) -> None:
         raise UsageError(f"{where}: frame_s {m.frame_s!r} at {m.rate_hz} Hz is under 2 samples")
 
 
-def _check_rows(m: Modality, where: str) -> None:
+def _check_length(m: Modality, where: str) -> None:
     if not _whole(m.length, 1):
         raise UsageError(f"{where}: length {m.length!r} must be a whole number from 1")
+
+
+def _check_sequence(m: Modality, where: str) -> None:
+    _check_length(m, where)
     if not _whole(m.channels, 1):
         raise UsageError(f"{where}: channels {m.channels!r} must be a whole number from 1")

@@ -2,7 +2,8 @@
 
 Axes: H height, W width, C channels, T time, F frequency bands.
 The tensor is always float32; every kind is scaled by the modality's own range, never by the data, so
-one frame gives the same tensor whatever came before it.
+one frame gives the same tensor whatever came before it. A sample with NaN or infinity is refused: an
+engine would run it silently and answer nonsense.
 """
 
 from __future__ import annotations
@@ -24,18 +25,23 @@ def preprocess(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
     """The tensor of `modality.shape`, C-contiguous float32, from one raw sample.
 
     Raises:
-        UsageError: rank, channel count or element type is not what the modality declares.
+        UsageError: rank, channel count or element type is not what the modality declares, the sample is
+            empty, or a value is not finite.
     """
-    if modality.kind == "image":
-        return _image(modality, raw)
-    if modality.kind == "audio":
-        return _audio(modality, raw)
-    return _sequence(modality, raw) if modality.kind == "sequence" else _vector(modality, raw)
+    _need_finite(modality, raw)
+    return {"image": _image, "audio": _audio, "sequence": _sequence, "vector": _vector}[modality.kind](modality, raw)
+
+
+def _need_finite(modality: Modality, raw: NDArray[Any]) -> None:
+    if np.issubdtype(raw.dtype, np.floating) and not np.isfinite(raw).all():
+        bad = int(np.count_nonzero(~np.isfinite(raw)))
+        raise UsageError(f"{modality.name}: {bad} of {raw.size} values are not finite")
 
 
 def _scale(modality: Modality, values: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = modality.range
-    scaled = (values - np.float32(low)) * np.float32(1.0 / (high - low))
+    # Clipped before the subtraction, which can overflow, and after it: the factor is rounded.
+    scaled = (np.clip(values, low, high) - np.float32(low)) * np.float32(1.0 / (high - low))
     return np.clip(scaled, 0.0, 1.0, out=scaled)
 
 
@@ -48,30 +54,49 @@ def _image(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
     assert modality.size is not None
     _need_dtype(modality, raw)
     image = raw[:, :, None] if raw.ndim == 2 else raw
-    if image.ndim != 3 or image.shape[2] != modality.channels:
+    if image.ndim != 3 or image.shape[2] != modality.channels or image.size == 0:
         raise UsageError(
             f"{modality.name}: image has shape {raw.shape}, expected (H, W, {modality.channels})"
             + (" or (H, W)" if modality.channels == 1 else "")
         )
     if image.shape[:2] != modality.size:
+        # Floats are clipped first: the mean of two huge ones of opposite sign could be NaN.
+        image = np.clip(image, *modality.range) if modality.dtype == "float32" else image
         image = _resize(image, modality.size)
     planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
     return _scale(modality, planes)
 
 
 def _resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Area interpolation when shrinking, linear when growing; (H, W, C) in and out, type kept."""
+    """Area interpolation when shrinking, linear when growing; (H, W, C) in and out, type kept.
+
+    In uint16 images 0 is "no measurement": averaged with millimetres it would invent distances.
+    """
+    if image.dtype != np.uint16 or image.all():
+        return _interpolate(image, size)
+    measured = _interpolate((image > 0).astype(np.float32), size)
+    total = _interpolate(image.astype(np.float32), size)
+    # Under half measured is a hole; the mean over the measured part otherwise.
+    mean = np.divide(total, measured, out=np.zeros_like(total), where=measured >= 0.5)
+    rounded: NDArray[np.uint16] = np.rint(mean).astype(np.uint16)
+    return rounded
+
+
+def _interpolate(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     import cv2
 
     height, width = size
     shrinks = image.shape[0] >= height and image.shape[1] >= width
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized[:, :, None] if resized.ndim == 2 else resized
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # By fours: OpenCV's area code stops at 4 channels when one side keeps its length.
+    groups = [np.ascontiguousarray(image[:, :, c : c + 4]) for c in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(group, (width, height), interpolation=how).reshape(height, width, -1) for group in groups]
+    return resized[0] if len(resized) == 1 else np.concatenate(resized, axis=2)
 
 
 def _audio(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
-    if raw.ndim != 1:
-        raise UsageError(f"{modality.name}: audio has shape {raw.shape}, expected (T,) mono samples")
+    if raw.ndim != 1 or raw.size == 0:
+        raise UsageError(f"{modality.name}: audio has shape {raw.shape}, expected (T,) mono samples, T >= 1")
     if raw.dtype != np.float32:
         raise UsageError(f"{modality.name}: audio is {raw.dtype}, expected float32 in -1..1")
     window = np.zeros(modality.window_samples, dtype=np.float32)
@@ -83,8 +108,9 @@ def _audio(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
 def log_mel(modality: Modality, window: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log-mel power spectrogram in 0..1, shape (F, T): 0 is -80 dB and below, 1 is 0 dB.
 
-    Hann-windowed frames, power spectrum normalised by the window's energy, triangular bands that are
-    evenly spaced on the mel scale 2595 log10(1 + f / 700) from 0 Hz to half the sampling rate.
+    Hann-windowed frames, power spectrum over the squared sum of the window (a full-scale sine peaks at
+    -6 dB), triangular bands that are evenly spaced on the mel scale 2595 log10(1 + f / 700) from 0 Hz to
+    half the sampling rate.
     """
     frame, hop = modality.frame_samples, modality.hop_samples
     starts = np.arange(modality.audio_frames) * hop
@@ -118,7 +144,7 @@ def _sequence(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
     assert modality.length is not None
     _need_dtype(modality, raw)
     if raw.ndim != 2 or raw.shape[1] != modality.channels or raw.shape[0] < 1:
-        raise UsageError(f"{modality.name}: sequence has shape {raw.shape}, expected (T, {modality.channels})")
+        raise UsageError(f"{modality.name}: sequence has shape {raw.shape}, expected (T, {modality.channels}), T >= 1")
     rows = raw.astype(np.float32)
     if rows.shape[0] != modality.length:
         rows = _resample_rows(rows, modality.length)
