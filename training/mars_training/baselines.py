@@ -16,7 +16,9 @@ class DropoutFusion(nn.Module):
     Same harness as MARS: a complete and an incomplete pass per step, the mask drawn uniformly.
     """
 
-    def __init__(self, *, encoders: Mapping[str, nn.Module], fusion: nn.Module, expert: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self, *, encoders: Mapping[str, nn.Module], fusion: nn.Module, expert: nn.Module, head: nn.Module
+    ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = fusion

@@ -47,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write(partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -101,7 +101,8 @@ def load_weights(run: Path, which: Which) -> dict[str, Tensor]:
     path = run / f"{which}.safetensors"
     if not path.exists():
         raise UsageError(f"{run} has no {path.name}: training has not finished an epoch")
-    return load_file(path)
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
 
 
 def load_model(run: Path, which: Which = "selected") -> tuple[TrainingMars | DropoutFusion, RunInfo]:

@@ -68,7 +68,7 @@ def logits_by_subset(
     model.eval()
     rows: dict[subsets.Subset, list[Tensor]] = {subset: [] for subset in wanted}
     with torch.no_grad():
-        for indices in torch.arange(len(split)).split(batch_size):
+        for indices in torch.split(torch.arange(len(split)), batch_size):
             features = model.encode_all(split.batch(indices))
             for subset in wanted:
                 present = torch.from_numpy(subsets.mask(subset, model.modalities)).expand(len(indices), -1)
@@ -86,8 +86,9 @@ def score_logits(logits: NDArray[np.floating], split: Split, source: Source, sub
     """The task's metric of class logits (n, classes), decided at the largest logit."""
     if source.positive_label is None:
         hits = metrics.accuracy(logits.argmax(axis=1).astype(np.int64), split.labels.numpy())
-        value, low, high, detail = hits.value, hits.low, hits.high, {}
-        return SubsetScore(subset=subset, metric="accuracy", value=value, low=low, high=high, n=hits.n, detail=detail)
+        return SubsetScore(
+            subset=subset, metric="accuracy", value=hits.value, low=hits.low, high=hits.high, n=hits.n, detail={}
+        )
     positive = source.labels.index(source.positive_label)
     live = split.labels.numpy() == positive
     # Two classes: the largest logit is the positive one exactly when this difference is above zero.

@@ -18,7 +18,8 @@ _VARIANCE_FLOOR = 1e-8
 
 def squared_variation(x: Tensor) -> Tensor:
     """CV^2: the unbiased variance of `x` (N,) over its squared mean plus 1e-10; 0 when all are equal."""
-    return x.var() / (x.mean() ** 2 + _MEAN_SQUARED_FLOOR)
+    variation: Tensor = x.var() / (x.mean().square() + _MEAN_SQUARED_FLOOR)
+    return variation
 
 
 def smooth_load(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:

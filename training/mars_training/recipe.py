@@ -21,6 +21,7 @@ Reader = Literal["rig", "digits"]
 EncoderKind = Literal["conv", "projection"]
 OptimiserName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step"]
+SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
 
 
@@ -84,7 +85,8 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.active_experts < self.experts:
             raise UsageError(
-                f"active_experts is {self.active_experts}; with {self.experts} experts it must be 1 to {self.experts - 1}"
+                f"active_experts is {self.active_experts}; with {self.experts} experts, "
+                f"allowed: 1 to {self.experts - 1}"
             )
 
 

@@ -157,7 +157,7 @@ def build_optimiser(model: nn.Module, recipe: ScheduleRecipe) -> torch.optim.Opt
 
 
 def rate_factor(recipe: ScheduleRecipe, epoch: float) -> float:
-    """What the base rate is multiplied by at `epoch`, a real number: linear warm-up, then cosine to 1 % or steps of 0.1."""
+    """The factor on the base rate at `epoch` (real): linear warm-up, then a cosine down to 0.01, or steps of 0.1."""
     if epoch < recipe.warmup_epochs:
         return max(epoch, 0.1) / recipe.warmup_epochs if recipe.warmup_epochs > 0.1 else 1.0
     if recipe.schedule == "step":
@@ -171,9 +171,9 @@ def balanced_order(labels: Tensor) -> Tensor:
 
     A class is gone through completely before any of its samples repeats.
     """
-    classes = labels.unique()
+    classes = torch.unique(labels)
     each = max(len(labels) // len(classes), 1)
-    parts = [_repeat_shuffled(torch.nonzero(labels == c).flatten(), each) for c in classes]
+    parts = [_repeat_shuffled(torch.nonzero(labels == c).flatten(), each) for c in classes.tolist()]
     order = torch.cat(parts)
     return order[torch.randperm(len(order))]
 
@@ -197,7 +197,7 @@ def use_bf16(recipe: ScheduleRecipe) -> bool:
     return recipe.precision == "bf16"
 
 
-class NotFinite(MarsEdgeError):
+class NotFiniteError(MarsEdgeError):
     """A loss was NaN or infinite; the last good checkpoint is still in the run directory."""
 
 
@@ -228,7 +228,7 @@ def fit(
     interrupted goes on after its last complete epoch, to the same weights as an uninterrupted one.
 
     Raises:
-        NotFinite: a loss was NaN or infinite.
+        NotFiniteError: a loss was NaN or infinite.
     """
     hooks = hooks or Hooks()
     update = update or update_for(model, recipe.loss)
@@ -255,9 +255,7 @@ def fit(
     return _finish(run, state)
 
 
-def _epoch(
-    model: TrainingModel, data: Data, recipe: Recipe, state: _State, update: Update, epoch: int
-) -> EpochReport:
+def _epoch(model: TrainingModel, data: Data, recipe: Recipe, state: _State, update: Update, epoch: int) -> EpochReport:
     started = time.monotonic()
     schedule, optimiser = recipe.schedule, state.optimiser
     rows = list(batches(data.train, schedule.batch_size))
@@ -302,7 +300,7 @@ def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip_norm: float, epoch: int) -> None:
     if not bool(torch.isfinite(loss)):
-        raise NotFinite(f"the loss became {float(loss.detach())} in epoch {epoch + 1}; lower schedule.rate")
+        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch + 1}; lower schedule.rate")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)

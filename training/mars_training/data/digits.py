@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.split import Source, Split, preprocess_all
-from mars_training.recipe import DataRecipe
+from mars_training.recipe import DataRecipe, SplitName
 
 TEST_SPEAKERS = (("george", "jackson"), ("lucas", "nicolas"), ("theo", "yweweler"))
 _SPEAKERS = tuple(sorted(name for pair in TEST_SPEAKERS for name in pair))
@@ -58,7 +58,7 @@ def describe(recipe: DataRecipe) -> Source:
     )
 
 
-def read(recipe: DataRecipe, split: str, folder: Path) -> Split:
+def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
     """The pairs of one split; groups are speakers. The three splits share no speaker and no written digit."""
     recordings = [r for r in find_recordings(folder) if r.speaker in split_speakers(_fold(recipe), split)]
     if not recordings:
@@ -78,7 +78,7 @@ def read(recipe: DataRecipe, split: str, folder: Path) -> Split:
     )
 
 
-def split_speakers(fold: int, split: str) -> tuple[str, ...]:
+def split_speakers(fold: int, split: SplitName) -> tuple[str, ...]:
     """Two test speakers per fold; of the other four, one validates and three train."""
     test = TEST_SPEAKERS[fold]
     others = [name for name in _SPEAKERS if name not in test]
@@ -90,7 +90,7 @@ def split_speakers(fold: int, split: str) -> tuple[str, ...]:
 def pair_within_class(
     first: NDArray[np.int64], second: NDArray[np.int64], times: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices (len(first) * times,) into both label arrays; each pair has one label, each of `first` comes `times` times.
+    """Indices (len(first) * times,) into both: a pair has one label, each of `first` comes `times` times.
 
     Within a class every member of `second` is used once before any is used again.
     """
@@ -168,7 +168,7 @@ def _is_row(line: str) -> bool:
     return len(cells) == 65 and all(cell.strip().isdigit() for cell in cells)
 
 
-def _written(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _written(folder: Path, split: SplitName) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if split == "test":
         return read_optdigits(folder / "optdigits" / "optdigits.tes")
     images, labels = read_optdigits(folder / "optdigits" / "optdigits.tra")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from mars_edge.errors import UsageError
 from mars_training.data import digits, rig
 from mars_training.data.split import Data, Source, Split
-from mars_training.recipe import DataRecipe, Recipe
+from mars_training.recipe import DataRecipe, Recipe, SplitName
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 def describe(recipe: DataRecipe) -> Source:
@@ -17,7 +18,7 @@ def describe(recipe: DataRecipe) -> Source:
     return rig.describe() if recipe.reader == "rig" else digits.describe(recipe)
 
 
-def load_split(recipe: Recipe, split: str, *, folder: Path | None = None) -> Split:
+def load_split(recipe: Recipe, split: SplitName, *, folder: Path | None = None) -> Split:
     """One split of the recipe's data set, preprocessed, in memory; equal for equal recipes.
 
     Raises:

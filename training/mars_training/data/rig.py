@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mars_training.data.split import Source, Split, preprocess_all
-from mars_training.recipe import DataRecipe
+from mars_training.recipe import DataRecipe, SplitName
 
 LABELS = ("spoof", "live")
 
@@ -36,7 +36,7 @@ def describe() -> Source:
     )
 
 
-def read(recipe: DataRecipe, split: str) -> Split:
+def read(recipe: DataRecipe, split: SplitName) -> Split:
     """The rendered samples of one split, preprocessed; groups are species."""
     from mars_edge import rig
 
@@ -50,7 +50,7 @@ def read(recipe: DataRecipe, split: str) -> Split:
     )
 
 
-def _rendered(split: str, count: int, seed: int) -> dict[str, NDArray[Any]]:
+def _rendered(split: SplitName, count: int, seed: int) -> dict[str, NDArray[Any]]:
     path = cache_folder() / f"rig-{split}-{count}-{seed}-{_rig_digest()}.npz"
     if path.exists():
         with np.load(path) as stored:
@@ -60,10 +60,12 @@ def _rendered(split: str, count: int, seed: int) -> dict[str, NDArray[Any]]:
     return samples
 
 
-def _render(split: str, count: int, seed: int) -> dict[str, NDArray[Any]]:
+def _render(split: SplitName, count: int, seed: int) -> dict[str, NDArray[Any]]:
     from mars_edge import rig
 
-    print(f"rendering {count} {split} samples on the simulated rig (once; then cached) ...", file=sys.stderr, flush=True)
+    print(
+        f"rendering {count} {split} samples on the simulated rig (once; then cached) ...", file=sys.stderr, flush=True
+    )
     workers = len(os.sched_getaffinity(0))
     return dict(rig.render_split(split, count, seed=seed, workers=workers))
 
@@ -73,7 +75,7 @@ def _store(path: Path, samples: dict[str, NDArray[Any]]) -> None:
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     with partial.open("wb") as file:
         np.savez(file, **samples)  # type: ignore[arg-type]
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _rig_digest() -> str:

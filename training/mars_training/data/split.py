@@ -79,7 +79,9 @@ class Split:
         sizes = {name: len(x) for name, x in self.inputs.items()} | {"groups": len(self.groups)}
         wrong = [f"{name} has {size}" for name, size in sizes.items() if size != len(self.labels)]
         if wrong or not len(self.labels):
-            raise UsageError(f"split of {len(self.labels)} labels is inconsistent or empty: {'; '.join(wrong) or 'empty'}")
+            raise UsageError(
+                f"split of {len(self.labels)} labels is inconsistent or empty: {'; '.join(wrong) or 'empty'}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,7 +102,7 @@ class Split:
     @property
     def group_labels(self) -> NDArray[np.str_]:
         """The group's name of every sample, (n,)."""
-        return np.array(self.group_names)[self.groups.numpy()]
+        return np.array([self.group_names[i] for i in self.groups.tolist()], dtype=np.str_)
 
 
 def _dense(x: Tensor) -> Tensor:
