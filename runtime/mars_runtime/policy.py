@@ -1,0 +1,135 @@
+"""What the runtime may say given who is present: every subset has its own certified operating point.
+
+In face anti-spoofing the attacker chooses what is missing (a thumb over the infrared emitter), so a
+subset that was not measured and certified gives `abstain`, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mars_edge import subsets
+from mars_edge.errors import UsageError
+from mars_edge.manifest import Manifest, OperatingPoint, Policy
+
+ACCEPT, REJECT, ABSTAIN = "accept", "reject", "abstain"
+# From lenient to strict.
+ON_MISSING = ("continue", "abstain", "fail_closed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is decided.
+
+    Attributes:
+        label: None when abstaining.
+        score: probability of the positive label, or of `label` where there is none; None when abstaining.
+        threshold: lowest score that is accepted; None where none applies.
+        verdict: accept | reject | abstain, or the label for plain classification.
+        reason: why it abstains or fails closed, else None.
+    """
+
+    label: str | None
+    score: float | None
+    threshold: float | None
+    verdict: str
+    reason: str | None = None
+
+
+def stricter(
+    policy: Policy, names: Sequence[str], *, require: Sequence[str], on_missing: str | None, unsafe: bool
+) -> Policy:
+    """The manifest's policy with the command line's wishes: requirements add up, `on_missing` only tightens.
+
+    With `unsafe` the command line replaces what it names.
+
+    Raises:
+        UsageError: an unknown modality or mode, or a wish that would loosen the policy without `unsafe`.
+    """
+    for entry in require:
+        unknown = sorted(set(entry.split("|")) - set(names))
+        if unknown:
+            raise UsageError(
+                f"--require {entry!r}: unknown modality {unknown[0]!r}; this model has: {', '.join(names)}"
+            )
+    if on_missing is not None and on_missing not in ON_MISSING:
+        raise UsageError(f"--on-missing {on_missing!r}; allowed: {', '.join(ON_MISSING)}")
+    wanted = on_missing or policy.on_missing
+    if not unsafe and ON_MISSING.index(wanted) < ON_MISSING.index(policy.on_missing):
+        raise UsageError(f"--on-missing {wanted} is laxer than the model's {policy.on_missing}; add --unsafe to insist")
+    kept = () if unsafe and require else policy.require
+    return replace(policy, require=(*kept, *(r for r in require if r not in kept)), on_missing=wanted)  # type: ignore[arg-type]
+
+
+def objection(
+    manifest: Manifest, policy: Policy, present: Sequence[str], *, allow_uncertified: bool = False
+) -> str | None:
+    """Why this subset may not decide, or None if it may; needs no inference."""
+    if not present:
+        return "no sensor is usable"
+    unmet = [entry for entry in policy.require if not set(entry.split("|")) & set(present)]
+    if unmet:
+        return f"requires {unmet[0]}"
+    subset = subsets.label(present, manifest.names)
+    missing = [name for name in manifest.names if name not in present]
+    if missing and policy.on_missing != "continue":
+        return f"{', '.join(missing)} missing"
+    point = manifest.operating_points.get(subset)
+    if point is None:
+        return f"subset {subset} has no operating point"
+    if not point.certified and not allow_uncertified:
+        return f"subset {subset} is not certified"
+    return None
+
+
+def decide(
+    manifest: Manifest,
+    policy: Policy,
+    present: Sequence[str],
+    logits: NDArray[np.float32] | None,
+    *,
+    allow_uncertified: bool = False,
+) -> Outcome:
+    """The outcome for logits, (classes,), of the modalities in `present`; None logits always abstain."""
+    why = objection(manifest, policy, present, allow_uncertified=allow_uncertified)
+    if why is None and (logits is None or not np.isfinite(logits).all()):
+        why = "the model gave no finite output"
+    point = manifest.operating_points.get(subsets.label(present, manifest.names))
+    if why is not None or logits is None or point is None:
+        return _refusal(manifest, policy, point, why)
+    scores = _softmax(logits, point.temperature)
+    if manifest.positive_label is not None:
+        return _binary(manifest, point, scores, manifest.labels.index(manifest.positive_label))
+    best = int(np.argmax(scores))
+    label, score = manifest.labels[best], float(scores[best])
+    if score < point.threshold:
+        return Outcome(
+            label=None, score=None, threshold=point.threshold, verdict=ABSTAIN, reason="score below the threshold"
+        )
+    return Outcome(label=label, score=score, threshold=point.threshold, verdict=label)
+
+
+def _refusal(manifest: Manifest, policy: Policy, point: OperatingPoint | None, why: str | None) -> Outcome:
+    closes = policy.on_missing == "fail_closed" and manifest.positive_label is not None
+    threshold = None if point is None else point.threshold
+    return Outcome(label=None, score=None, threshold=threshold, verdict=REJECT if closes else ABSTAIN, reason=why)
+
+
+def _binary(manifest: Manifest, point: OperatingPoint, scores: NDArray[np.float64], positive: int) -> Outcome:
+    score = float(scores[positive])
+    accepted = score >= point.threshold
+    others = scores.copy()
+    others[positive] = -1.0
+    label = manifest.labels[positive if accepted else int(np.argmax(others))]
+    return Outcome(label=label, score=score, threshold=point.threshold, verdict=ACCEPT if accepted else REJECT)
+
+
+def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max())
+    weights: NDArray[np.float64] = powers / powers.sum()
+    return weights

@@ -1,0 +1,95 @@
+"""The simulated rig as a live source: colour, depth and infrared of the same simulated moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mars_edge.errors import SensorError
+from mars_runtime.sensors.driver import Frame, Traits
+from mars_runtime.sensors.pace import Clock, Sleep
+
+RIG_MODALITIES = ("rgb", "depth", "ir")
+
+
+class World:
+    """One simulated scene shared by all its sensors; its time starts when the first sensor opens.
+
+    Frames are numbered from time alone, so three sensors read at the same moment see the same instant.
+    """
+
+    def __init__(self, seed: int, rate_hz: float, *, clock: Clock = time.monotonic) -> None:
+        self.seed = seed
+        self.rate_hz = rate_hz
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._rig: Any = None
+        self._epoch_s = 0.0
+
+    def start(self) -> None:
+        """Build the rig on first use."""
+        with self._lock:
+            if self._rig is None:
+                from mars_edge.rig import Rig
+
+                self._rig = Rig(seed=self.seed, rate_hz=self.rate_hz)
+                self._epoch_s = self._clock()
+
+    def ahead_s(self, index: int) -> float:
+        """Seconds until frame `index` is due; negative once it is late."""
+        return self._epoch_s + index / self.rate_hz - self._clock()
+
+    def index_now(self) -> int:
+        """Number of the newest frame that is due."""
+        return int((self._clock() - self._epoch_s) * self.rate_hz)
+
+    def render(self, modality: str, index: int) -> NDArray[Any]:
+        """The raw frame of one modality."""
+        frame: NDArray[Any] = self._rig.frame(modality, index / self.rate_hz)
+        return frame
+
+    def species_now(self) -> str:
+        """The truth about who is on stage; for people to watch, never an input."""
+        return "nobody" if self._rig is None else str(self._rig.species_at(max(0, self.index_now()) / self.rate_hz))
+
+
+class SimulatedSensor:
+    """One camera of a `World`, at the world's rate; late readers skip frames."""
+
+    def __init__(self, world: World, modality: str, *, sleep: Sleep = time.sleep) -> None:
+        self._world = world
+        self._modality = modality
+        self._sleep = sleep
+        self._next: int | None = None
+        self.traits = Traits(
+            description=f"simulated {modality} (seed {world.seed})",
+            rate_hz=world.rate_hz,
+            raw=True,
+            simulated=True,
+        )
+
+    def open(self) -> None:
+        """Join the world at the present instant."""
+        self._world.start()
+        self._next = max(0, self._world.index_now())
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """The frame of the next instant."""
+        if self._next is None:
+            raise SensorError(f"{self.traits.description}: read before open")
+        ahead_s = self._world.ahead_s(self._next)
+        if ahead_s > timeout_s:
+            self._sleep(timeout_s)
+            return None
+        if ahead_s > 0.0:
+            self._sleep(ahead_s)
+        index = max(self._next, self._world.index_now())
+        self._next = index + 1
+        return Frame(data=self._world.render(self._modality, index), sequence=index)
+
+    def close(self) -> None:
+        """Leave the world; it goes on."""
+        self._next = None

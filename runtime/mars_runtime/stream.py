@@ -1,0 +1,120 @@
+"""Sensors, capture threads and the decision loop put together, and taken apart again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from mars_edge.errors import UsageError
+from mars_edge.faults import Fault
+from mars_edge.manifest import Manifest
+from mars_runtime import health
+from mars_runtime.capture import Capture, Doorbell
+from mars_runtime.decision import Decision
+from mars_runtime.engines.protocol import Engine
+from mars_runtime.health import Limits
+from mars_runtime.pipeline import Pipeline, Settings
+from mars_runtime.sensors.driver import Driver, Traits
+from mars_runtime.sensors.faulty import FaultyDriver
+from mars_runtime.sensors.simulated import RIG_MODALITIES, World
+from mars_runtime.sensors.source import SensorSpec, check_names, make_driver
+
+_JOIN_S = 2.0
+
+
+class Stream:
+    """A running set of sensors and the decisions made from them; use it as a context manager.
+
+    Every driver is made, and every file looked at, before the first thread starts.
+
+    Raises:
+        UsageError: an unknown or repeated sensor name, a bad source, or a bad health setting.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        specs: Sequence[SensorSpec],
+        settings: Settings,
+        *,
+        faults: Sequence[Fault] = (),
+        seed: int = 0,
+    ) -> None:
+        manifest = engine.manifest
+        check_names(specs, manifest.names)
+        self.world = World(seed, rig_rate_hz(manifest))
+        drivers = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
+        drivers = _inject(drivers, faults, seed)
+        self.traits = {name: driver.traits for name, driver in drivers.items()}
+        self._doorbell = Doorbell()
+        self._captures = {name: self._capture(name, d, manifest, settings) for name, d in drivers.items()}
+        self._pipeline = Pipeline(engine, self._captures, settings, doorbell=self._doorbell)
+
+    def _capture(self, name: str, driver: Driver, manifest: Manifest, settings: Settings) -> Capture:
+        overrides, modality = settings.health.get(name, {}), manifest.modality(name)
+
+        def lost_after_s(traits: Traits) -> float:
+            base = Limits(period_s=traits.period_s)
+            return health.with_overrides(base, overrides, f"sensor.{name}.health").lost_after_s
+
+        return Capture(
+            name,
+            driver,
+            self._doorbell,
+            depth=modality.kind == "image" and modality.dtype == "uint16",
+            lost_after_s=lost_after_s,
+        )
+
+    def __enter__(self) -> Stream:
+        for capture in self._captures.values():
+            capture.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def decisions(self) -> Iterator[Decision]:
+        """See `Pipeline.decisions`."""
+        return self._pipeline.decisions()
+
+    def stop(self) -> None:
+        """End `decisions` soon; callable from a signal handler."""
+        self._pipeline.stop()
+
+    def close(self) -> list[str]:
+        """Stop all threads, at most 2 s in all; the names of sensors whose driver hangs and was left behind."""
+        for capture in self._captures.values():
+            capture.request_stop()
+        until_s = time.monotonic() + _JOIN_S
+        return [c.name for c in self._captures.values() if not c.join(max(0.0, until_s - time.monotonic()))]
+
+
+def _inject(drivers: dict[str, Driver], faults: Sequence[Fault], seed: int) -> dict[str, Driver]:
+    epoch_s = time.monotonic()
+    wrapped: dict[str, Driver] = {}
+    for index, (name, driver) in enumerate(drivers.items()):
+        own = [fault for fault in faults if fault.sensor == name]
+        wrapped[name] = FaultyDriver(driver, own, epoch_s=epoch_s, seed=seed + index) if own else driver
+    return wrapped
+
+
+def rig_rate_hz(manifest: Manifest) -> float:
+    """The simulated rig runs at the rate of the fastest picture the model takes, else at 15 Hz."""
+    return max((m.rate_hz for m in manifest.modalities if m.kind == "image"), default=15.0)
+
+
+def default_specs(manifest: Manifest) -> list[SensorSpec]:
+    """The simulated rig for every modality.
+
+    Raises:
+        UsageError: the model wants something the rig has not; says which sensors to name.
+    """
+    if not set(manifest.names) <= set(RIG_MODALITIES):
+        wanted = " ".join(f"--sensor {name}=SOURCE" for name in manifest.names)
+        raise UsageError(
+            f"{manifest.name} takes {', '.join(manifest.names)}, which the simulated rig has not: {wanted}"
+        )
+    return [SensorSpec(name=name, source="sim:") for name in manifest.names]
