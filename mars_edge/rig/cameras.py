@@ -26,6 +26,7 @@ STEREO_FOCAL_PX = 410.0
 STEREO_BASELINE_MM = 50.0
 DISPARITY_STEP_PX = 1.0 / 16.0
 DEPTH_RANGE_MM = (200.0, 1600.0)
+_DAMPING = (0.5,) * 8 + (0.7,) * 3 + (0.4,) * 4
 WALL_TEXELS = 128
 WALL_TEXEL_MM = 12.0
 
@@ -88,7 +89,7 @@ def look(camera: Camera, surface: Surface, pose: Pose, wall_mm: float) -> View:
     local = rays @ turn
     eta, u, v = _intersect(surface, origin, local)
     s = (-eta - origin[2]) / local[..., 2]
-    geometry = cv2.remap(surface.geometry, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    geometry = _sample(surface.geometry, u, v)
     present = (eta > FLOOR_MM + 12.0) & (s < wall_mm)
     z = np.where(present, s, np.float32(wall_mm))
     return View(
@@ -110,28 +111,31 @@ def _front_mm(surface: Surface) -> float:
 def _intersect(surface: Surface, origin: Array, local: Array) -> tuple[Array, Array, Array]:
     """Follow each ray down from above the surface; return height, and grid coordinates, where it meets it.
 
-    Damped fixed-point iteration on the height: starting above and damping makes the first crossing win.
+    Damped fixed-point iteration on the height: starting above and damping makes the first crossing win. Steep rims
+    would make it oscillate, so a step that leaves the interval known to hold a crossing becomes a bisection.
     """
     slope_u = -local[..., 0] / local[..., 2] / CELL_MM
     slope_v = -local[..., 1] / local[..., 2] / CELL_MM
     # At height eta the ray is at s = (-eta - o_z) / d_z, so u is linear in eta.
     u0 = (origin[0] - U_MIN_MM) / CELL_MM + origin[2] * slope_u
     v0 = (origin[1] - V_MIN_MM) / CELL_MM + origin[2] * slope_v
-    eta = np.full(u0.shape, surface.height.max(), np.float32)
-    u, v = u0 + slope_u * eta, v0 + slope_v * eta
-    for damping in (0.5,) * 8 + (0.6,) * 3 + (0.35,) * 3:
-        h = np.asarray(
-            cv2.remap(surface.height, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=FLOOR_MM),
-            np.float32,
-        )
-        h -= eta
-        h *= np.float32(damping)
-        eta += h
-        np.multiply(slope_u, eta, out=u)
-        u += u0
-        np.multiply(slope_v, eta, out=v)
-        v += v0
-    return eta, u, v
+    top = float(surface.height.max()) + 1.0
+    eta, high, low = (np.full(u0.shape, level, np.float32) for level in (top, top, FLOOR_MM))
+    for damping in _DAMPING:
+        gap = _sample(surface.height, u0 + slope_u * eta, v0 + slope_v * eta, outside=FLOOR_MM) - eta
+        above = gap < 0
+        np.copyto(high, eta, where=above)
+        np.copyto(low, eta, where=~above)
+        eta = eta + np.float32(damping) * gap
+        np.copyto(eta, 0.5 * (low + high), where=(eta < low) | (eta > high))
+    return eta, u0 + slope_u * eta, v0 + slope_v * eta
+
+
+def _sample(grid: Array, u: Array, v: Array, *, outside: float | None = None) -> Array:
+    """Look up a surface grid bilinearly; beyond it, the edge's value or `outside`."""
+    mode = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT
+    found = cv2.remap(grid, u, v, cv2.INTER_LINEAR, borderMode=mode, borderValue=outside or 0.0)
+    return np.asarray(found, np.float32)
 
 
 def _unit(v: Array) -> Array:
@@ -168,7 +172,7 @@ def _wall_coordinates(view: View, wall_mm: float) -> tuple[Array, Array]:
 
 def radiance(view: View, surface: Surface, light: Lighting, wall: tuple[int, float]) -> Array:
     """Return linear colour (S, S, 3), before any sensor."""
-    material = cv2.remap(surface.materials.colour, view.u, view.v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    material = _sample(surface.materials.colour, view.u, view.v)
     to_eye = _unit(-view.rays)
     diffuse = view.occlusion[..., None] * np.array(light.ambient, np.float32)
     # Glossy surfaces also mirror the room: a faint veil even where no lamp is in the lobe.
@@ -182,9 +186,7 @@ def radiance(view: View, surface: Surface, light: Lighting, wall: tuple[int, flo
         shine = shine + lobe[..., None] * tint
     out = material[..., :3] * diffuse + material[..., 3:] * shine
     if surface.materials.emission is not None:
-        out = out + cv2.remap(
-            surface.materials.emission, view.u, view.v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        out = out + _sample(surface.materials.emission, view.u, view.v)
     texture = cv2.remap(
         _wall(wall[0])[0], *_wall_coordinates(view, wall[1]), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
     )
@@ -194,7 +196,7 @@ def radiance(view: View, surface: Surface, light: Lighting, wall: tuple[int, flo
 
 def infrared_radiance(view: View, surface: Surface, light: Lighting, wall: tuple[int, float]) -> tuple[Array, Array]:
     """Return infrared signal (S, S), 1 = a white sheet facing the emitter at 500 mm, and unreliability (S, S)."""
-    material = cv2.remap(surface.materials.infrared, view.u, view.v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    material = _sample(surface.materials.infrared, view.u, view.v)
     albedo, shine, wrap, doubt = cv2.split(material)
     points = view.rays * view.z[..., None]
     to_emitter = np.array(EMITTER_MM, np.float32) - points

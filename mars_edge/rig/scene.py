@@ -89,6 +89,7 @@ class Artefact:
     curvature_per_mm: 1/radius of a bent sheet. drape: share of the bearer's own relief that shows through the sheet.
     worn: the bearer's hair, neck and shoulders are seen around it. carbon: share of ink that absorbs infrared.
     infrared_photo: the sheet carries a print of an infrared picture. holes: which parts are cut out.
+    silhouette: a held sheet is cut along the outline of the photographed head and shoulders, so it has no background.
     """
 
     seed: int = 0
@@ -98,6 +99,7 @@ class Artefact:
     curvature_per_mm: float = 0.0
     drape: float = 0.0
     worn: bool = False
+    silhouette: bool = False
     carbon: float = 0.0
     infrared_photo: bool = False
     paper_ir: float = 0.8
@@ -259,7 +261,7 @@ def _tint(rng: np.random.Generator, sigma: float) -> tuple[float, float, float]:
 
 def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
     worn = species == "cutout_print" or (species == "bent_print" and bool(rng.random() < 0.5))
-    carbon = float(rng.uniform(0.6, 1.0)) if rng.random() < 0.6 else float(rng.uniform(0.0, 0.25))
+    carbon = float(rng.uniform(0.65, 1.0)) if rng.random() < 0.7 else float(rng.uniform(0.0, 0.25))
     radius = float(rng.uniform(85.0, 230.0))
     bent = species == "bent_print" or (species == "cutout_print" and rng.random() < 0.5)
     # A worn sheet is cut along the face; a held one is a poster that mostly overfills the view.
@@ -273,8 +275,9 @@ def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
         curvature_per_mm=1.0 / radius if bent else 0.0,
         drape=float(rng.uniform(0.3, 0.9)) if species == "bent_print" and worn else 0.0,
         worn=worn,
+        silhouette=not worn and bool(rng.random() < 0.5),
         carbon=carbon,
-        infrared_photo=bool(rng.random() < 0.4),
+        infrared_photo=bool(rng.random() < 0.6),
         paper_ir=float(rng.uniform(0.6, 0.85)),
         contrast=float(rng.uniform(0.75, 1.0)),
         saturation=float(rng.uniform(0.75, 1.1)),
@@ -298,8 +301,8 @@ def _sample_panel(rng: np.random.Generator) -> Artefact:
         saturation=float(rng.uniform(0.85, 1.15)),
         tint=_tint(rng, 0.08),
         blur_cells=float(rng.uniform(0.0, 0.7)),
-        specular=float(rng.uniform(0.01, 0.05)),
-        gloss=float(np.exp(rng.uniform(np.log(150.0), np.log(1500.0)))),
+        specular=float(rng.uniform(0.005, 0.03)),
+        gloss=float(np.exp(rng.uniform(np.log(400.0), np.log(4000.0)))),
         level=float(rng.uniform(0.6, 1.8)),
         moire=float(rng.uniform(0.0, 0.03)),
         infrared_albedo=float(rng.uniform(0.02, 0.08)),

@@ -12,7 +12,7 @@ Where the infrared differences come from (simulated after these, numbers chosen 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
@@ -69,14 +69,23 @@ def _build(species: str, identity: int, bearer: int, wear: Wear, eyes_closed: bo
     behind = build_head(bearer, replace(wear, glasses=0), eyes_closed)
     if species == "silicone_mask":
         return _mask(identity, behind, wear, artefact)
-    picture, infrared_picture = _photo(identity, wear, artefact.seed)
+    photo = _photo(identity, wear, artefact.seed)
     if species == "screen_replay":
-        return _panel(picture, artefact)
-    return _sheet(picture, infrared_picture, behind, artefact)
+        return _panel(photo, artefact)
+    return _sheet(photo, behind, artefact)
 
 
-def _photo(identity: int, wear: Wear, seed: int) -> tuple[Array, Array]:
-    """Return a picture of `identity` under its own light: colour (G, G, 3) and infrared (G, G), linear, 0..1."""
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """A picture of somebody, linear, 0..1: colour (G, G, 3), infrared (G, G), person (G, G) 1 where not background."""
+
+    colour: Array
+    infrared: Array
+    person: Array
+
+
+def _photo(identity: int, wear: Wear, seed: int) -> Photo:
+    """Return a picture of `identity` taken head-on under its own light."""
     rng = np.random.default_rng([0x50484F54, seed])
     light, wall = sample_lighting(rng), (int(rng.integers(1 << 31)), PHOTO_MM + float(rng.uniform(300.0, 1200.0)))
     head = build_head(identity, wear, False)
@@ -89,7 +98,11 @@ def _photo(identity: int, wear: Wear, seed: int) -> tuple[Array, Array]:
     mean = colour.reshape(-1, 3).mean(0)
     colour *= (mean.mean() / np.maximum(mean, 1e-3)) ** 0.7
     infrared *= 0.45 / max(float(infrared[face].mean()), 1e-3)
-    return np.clip(colour, 0.0, 1.0), np.clip(infrared, 0.0, 1.0)
+    return Photo(
+        colour=np.asarray(np.clip(colour, 0.0, 1.0), np.float32),
+        infrared=np.asarray(np.clip(infrared, 0.0, 1.0), np.float32),
+        person=view.present.astype(np.float32),
+    )
 
 
 def _reproduce(picture: Array, artefact: Artefact, rng: np.random.Generator) -> Array:
@@ -126,11 +139,13 @@ def _outline(arc: Array, artefact: Artefact) -> Array:
     return np.asarray(inside & rises[None, :], np.float32)
 
 
-def _sheet(picture: Array, infrared_picture: Array, behind: Head, artefact: Artefact) -> Surface:
+def _sheet(photo: Photo, behind: Head, artefact: Artefact) -> Surface:
     rng = np.random.default_rng([0x53484545, artefact.seed])
-    laid, arc = _on_sheet(_reproduce(picture, artefact, rng), artefact)
-    laid_ir, _ = _on_sheet(infrared_picture, artefact)
+    laid, arc = _on_sheet(_reproduce(photo.colour, artefact, rng), artefact)
+    laid_ir, _ = _on_sheet(photo.infrared, artefact)
     inside = _outline(arc, artefact) * (1.0 - _holes(artefact))
+    if artefact.silhouette:
+        inside = inside * (_on_sheet(photo.person, artefact)[0] > 0.5)
     height = _sheet_height(behind, artefact)
     if artefact.curvature_per_mm > 0:
         height = height + 1.2 * smooth_noise(rng, 5)
@@ -178,10 +193,10 @@ def _holes(artefact: Artefact) -> Array:
     return np.asarray(mask, np.float32)
 
 
-def _panel(picture: Array, artefact: Artefact) -> Surface:
+def _panel(photo: Photo, artefact: Artefact) -> Surface:
     """A glass plate that sends out a picture in the visible and nothing in the infrared."""
     rng = np.random.default_rng([0x50414E45, artefact.seed])
-    laid, arc = _on_sheet(_reproduce(picture, artefact, rng), artefact)
+    laid, arc = _on_sheet(_reproduce(photo.colour, artefact, rng), artefact)
     inside = _outline(arc, artefact)
     margin = replace(artefact, width_mm=artefact.width_mm - 24.0, height_mm=artefact.height_mm - 24.0)
     lit = _outline(arc, margin)

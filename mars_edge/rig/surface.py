@@ -70,7 +70,7 @@ def _geometry(height: Array) -> Array:
     # keeps the drop at a silhouette from darkening the whole rim.
     visible = np.maximum(height, FLOOR_MM + 70.0)
     hollow = cv2.blur(visible, (15, 15)) - visible
-    occlusion = np.clip(1.0 - 0.035 * hollow, 0.35, 1.0)
+    occlusion = np.clip(1.0 - 0.025 * hollow, 0.5, 1.0)
     return np.dstack([-hu * inverse, -hv * inverse, -inverse, occlusion]).astype(np.float32)
 
 
