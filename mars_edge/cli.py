@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 usage, 3 no sensor, 4 bad model, 5 objective missed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        # Here, not at the interpreter's exit: a broken pipe there is a traceback and exit code 120.
+        sys.stdout.flush()
+        return code
     except MarsEdgeError as error:
         print(f"mars-edge: {error}", file=sys.stderr)
         return error.exit_code
@@ -39,11 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of stdout left (`mars-edge run | head`): the interpreter's flush at exit must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A path of the user that no command looked at itself: a read-only folder, a file that just vanished.
+        if error.filename is None:
+            raise
+        print(f"mars-edge: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UsageError.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
+        print(_help(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         print(f"mars-edge {__version__}")

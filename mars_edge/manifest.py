@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from mars_edge.errors import MarsEdgeError, ModelFileError
 from mars_edge.modality import Modality
 
 SCHEMA_VERSION = 1
+_WORDS = {str: "a string", int: "a whole number", bool: "true or false"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,15 @@ class OperatingPoint:
     target: float | None = None
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        _need(
+            0.0 <= self.low <= self.value <= self.high <= 1.0,
+            f"operating point {self.metric} is {self.value!r} in {self.low!r}..{self.high!r}, "
+            "expected 0 <= low <= value <= high <= 1",
+        )
+        _need(self.n >= 0, f"operating point n is {self.n}, expected at least 0")
+        _need(self.temperature > 0.0, f"operating point temperature is {self.temperature!r}, expected above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -71,6 +82,17 @@ class Tensor:
     dtype: Literal["float32", "uint8"]
     data: str
 
+    def __post_init__(self) -> None:
+        item = 1 if self.dtype == "uint8" else 4
+        sound = len(self.shape) <= 8 and all(side >= 0 for side in self.shape)
+        _need(sound, f"tensor shape {self.shape} has a negative side or more than 8")
+        try:
+            held = len(base64.b64decode(self.data, validate=True))
+        except ValueError as error:
+            raise ModelFileError(f"manifest: tensor data is not base64: {error}") from error
+        needed = item * math.prod(self.shape)
+        _need(held == needed, f"tensor holds {held} bytes, {self.dtype} of shape {self.shape} needs {needed}")
+
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
         """The array's exact values; uint8 stays uint8, everything else becomes float32."""
@@ -79,14 +101,8 @@ class Tensor:
         return cls(shape=tuple(kept.shape), dtype=name, data=base64.b64encode(kept.tobytes()).decode("ascii"))
 
     def array(self) -> NDArray[np.float32]:
-        """The stored values as float32; uint8 values v become v / 255.
-
-        Raises:
-            ModelFileError: the bytes do not fill the shape.
-        """
+        """The stored values as float32; uint8 values v become v / 255."""
         raw = np.frombuffer(base64.b64decode(self.data), dtype="u1" if self.dtype == "uint8" else "<f4")
-        if raw.size != int(np.prod(self.shape)):
-            raise ModelFileError(f"manifest tensor holds {raw.size} values, its shape {self.shape} needs another count")
         values = raw.astype(np.float32).reshape(self.shape)
         return values / np.float32(255.0) if self.dtype == "uint8" else values
 
@@ -168,8 +184,8 @@ class Manifest:
             ModelFileError: not JSON, another schema version, an unknown, missing or ill-typed entry.
         """
         try:
-            table = json.loads(text)
-        except ValueError as error:
+            table = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
             raise ModelFileError(f"manifest is not JSON: {error}") from error
         if not isinstance(table, dict):
             raise ModelFileError(f"manifest is a {type(table).__name__}, expected an object")
@@ -188,23 +204,79 @@ def required_methods(manifest: Manifest) -> tuple[str, ...]:
     return (*(f"encode_{name}" for name in manifest.names), "route", *experts, *shared, "head")
 
 
-def _check(m: Manifest) -> None:
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise ModelFileError(f"manifest: {message}")
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelFileError(f"manifest: {message}")
 
-    need(len(m.modalities) >= 1, "no modality")
-    need(len(set(m.names)) == len(m.names), f"modality names repeat: {', '.join(m.names)}")
-    need(len(m.labels) >= 2, f"{len(m.labels)} labels, at least 2 are needed")
-    need(m.positive_label is None or m.positive_label in m.labels, f"positive_label {m.positive_label!r} is no label")
-    need(1 <= m.active_experts <= m.experts, f"active_experts {m.active_experts} of {m.experts} experts")
-    need(set(m.feature_shapes) == set(m.names), "feature_shapes must name exactly the modalities")
-    need(set(m.methods) == set(required_methods(m)), f"methods {m.methods} are not {required_methods(m)}")
-    allowed = {subsets.label(s, m.names) for s in subsets.all_subsets(m.names)}
-    unknown = sorted(set(m.operating_points) - allowed)
-    need(not unknown, f"operating point for unknown subset {unknown[:1]}")
+
+def _check(m: Manifest) -> None:
+    _need(len(m.modalities) >= 1, "no modality")
+    _need(len(set(m.names)) == len(m.names), f"modality names repeat: {', '.join(m.names)}")
+    _need(len(m.labels) >= 2, f"{len(m.labels)} labels, at least 2 are needed")
+    _need(len(set(m.labels)) == len(m.labels), f"labels repeat: {', '.join(m.labels)}")
+    # Labels and name reach terminals and logs.
+    for text in (m.name, *m.labels):
+        _need(text != "" and text.isprintable(), f"name or label {text!r} is empty or not printable")
+    _need(m.positive_label is None or m.positive_label in m.labels, f"positive_label {m.positive_label!r} is no label")
+    _need(1 <= m.active_experts <= m.experts, f"active_experts {m.active_experts} of {m.experts} experts")
+    _check_shapes(m)
+    # Counted first: a file that claims 10**9 experts must not make us list them.
+    expected = len(m.modalities) + m.experts + m.shared_expert + 2
+    _need(len(m.methods) == expected, f"{len(m.methods)} methods, its modalities and experts need {expected}")
+    _need(set(m.methods) == set(required_methods(m)), f"methods {m.methods} are not {required_methods(m)}")
+    for key in m.operating_points:
+        _check_subset(key, m, "operating_points")
     for entry in m.policy.require:
-        need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
+        _need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
+    if m.logit_step is not None:
+        _need(m.logit_step > 0.0, f"logit_step is {m.logit_step!r}, expected above 0")
+    if m.golden is not None:
+        _check_golden(m.golden, m)
+
+
+def _check_shapes(m: Manifest) -> None:
+    _need(set(m.feature_shapes) == set(m.names), "feature_shapes must name exactly the modalities")
+    for where, shape in (*m.feature_shapes.items(), ("z_shape", m.z_shape)):
+        sound = len(shape) >= 1 and all(side >= 1 for side in shape)
+        _need(sound, f"shape of {where} is {shape}, expected whole numbers from 1")
+
+
+def _check_subset(key: str, m: Manifest, where: str) -> None:
+    try:
+        known = subsets.label(key.split("+"), m.names) == key
+    except MarsEdgeError:
+        known = False
+    _need(known, f"{where} has the unknown subset {key!r}; its members in order: {'+'.join(m.names)}")
+
+
+def _check_golden(golden: Golden, m: Manifest) -> None:
+    _need(golden.tolerance >= 0.0, f"golden.tolerance is {golden.tolerance!r}, expected at least 0")
+    _need(set(golden.inputs) == set(m.names), "golden.inputs must name exactly the modalities")
+    for modality in m.modalities:
+        shape = golden.inputs[modality.name].shape
+        _need(shape == modality.shape, f"golden input {modality.name} has shape {shape}, expected {modality.shape}")
+    for key, logits in golden.logits.items():
+        _check_subset(key, m, "golden.logits")
+        _need(len(logits) == len(m.labels), f"golden logits of {key} are {len(logits)} for {len(m.labels)} labels")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return table
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -227,10 +299,14 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _dataclass(kind, value, where)
     if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_expect(number, value, where, "a number"))
-    right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(right_type, value, where, f"a {kind.__name__}")
+        return float(_expect(type(value) is float or _is_whole(value), value, where, "a number"))
+    right_type = _is_whole(value) if kind is int else isinstance(value, kind)
+    return _expect(right_type, value, where, _WORDS[kind])
+
+
+def _is_whole(value: object) -> bool:
+    """An int of 64 bits: a longer one fits neither a float nor, multiplied, an error message."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _expect(condition: bool, value: Any, where: str, allowed: str) -> Any:
