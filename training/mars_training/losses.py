@@ -18,8 +18,7 @@ _VARIANCE_FLOOR = 1e-8
 
 def squared_variation(x: Tensor) -> Tensor:
     """CV^2: the unbiased variance of `x` (N,) over its squared mean plus 1e-10; 0 when all are equal."""
-    variation: Tensor = x.var() / (x.mean().square() + _MEAN_SQUARED_FLOOR)
-    return variation
+    return x.var() / (x.mean().square() + _MEAN_SQUARED_FLOOR)
 
 
 def smooth_load(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
@@ -31,7 +30,8 @@ def smooth_load(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
     kth, next_one = top[:, k - 1 : k], top[:, k : k + 1]
     # An expert inside the top K does not count itself: without it, the (K+1)-th becomes the K-th.
     bar = torch.where(noisy > next_one, next_one, kth)
-    return torch.special.ndtr((clean - bar) / scale).sum(dim=0)
+    probability: Tensor = torch.special.ndtr((clean - bar) / scale)
+    return probability.sum(dim=0)
 
 
 def balance_loss(routing: NoisyRouting, k: int) -> Tensor:

@@ -1,0 +1,220 @@
+"""The two-pass forward, the deployed path, and what may not reach what."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mars_edge.errors import UsageError
+from mars_edge.modality import Modality
+from mars_training.model.backbones import ProjectionEncoder
+from mars_training.model.build import (
+    build_deployed,
+    build_dropout_fusion,
+    build_training_mars,
+    parameter_count,
+)
+from mars_training.model.mars import TrainingMars, mask_features
+from mars_training.model.routers import ResidualRouter
+from mars_training.recipe import EncoderRecipe, LossRecipe, ModelRecipe
+from mars_training.sampling import MaskSampler
+from mars_training.train import mars_update, optimiser_groups
+
+MODALITIES = (
+    Modality(name="rgb", kind="image", channels=3, size=(16, 16), dtype="uint8", range=(0, 255)),
+    Modality(name="depth", kind="image", size=(16, 16), dtype="uint16", range=(300, 800)),
+    Modality(name="ir", kind="image", size=(16, 16), dtype="uint8", range=(0, 255)),
+)
+SMALL = EncoderRecipe(channels=(4, 6), strides=(2, 2))
+RECIPE = ModelRecipe(
+    encoders={m.name: SMALL for m in MODALITIES}, experts=4, active_experts=2, width=8, expert_channels=(10,)
+)
+FACE = tuple(dataclasses.replace(m, size=(112, 112)) for m in MODALITIES)
+
+
+def inputs(batch: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {m.name: torch.rand(batch, *m.shape, generator=generator) for m in MODALITIES}
+
+
+def masks(batch: int) -> Tensor:
+    return MaskSampler([m.name for m in MODALITIES], start=1, tau=1.0).combinations.repeat(batch, 1)[:batch]
+
+
+@pytest.fixture
+def model() -> TrainingMars:
+    torch.manual_seed(0)
+    return build_training_mars(RECIPE, MODALITIES, classes=3)
+
+
+def test_the_residual_router_cannot_be_reached_from_the_deployed_model(model: TrainingMars) -> None:
+    assert not any(isinstance(module, ResidualRouter) for module in model.deployed.modules())
+    owned = {id(p) for p in model.deployed.parameters()}
+    assert not any(id(p) in owned for p in model.residual_router.parameters())
+    assert not any("residual" in name for name in vars(model.deployed))
+
+
+def test_a_missing_modality_cannot_change_the_decision(model: TrainingMars) -> None:
+    model.eval()
+    present = torch.tensor([[True, False, True]]).expand(5, -1)
+    one, other = inputs(5), inputs(5) | {"depth": torch.full((5, 1, 16, 16), 1e6)}
+    assert torch.equal(model.deployed(one, present), model.deployed(other, present))
+
+
+def test_masked_features_are_exact_zeros_and_present_ones_untouched() -> None:
+    features = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 1, 1)]
+    masked = mask_features(features, torch.tensor([[True, False], [False, True]]))
+    assert torch.equal(masked[0][0], features[0][0]) and not masked[0][1].any()
+    assert not masked[1][0].any() and torch.equal(masked[1][1], features[1][1])
+
+
+def test_the_deployed_decision_equals_a_loop_over_the_chosen_experts(model: TrainingMars) -> None:
+    deployed = model.deployed.eval()
+    x, present = inputs(6), masks(6)
+    found = deployed(x, present)
+    for b in range(6):
+        features = [
+            deployed.encoders[m.name](x[m.name][b : b + 1]) if on else None
+            for m, on in zip(MODALITIES, present[b].tolist(), strict=True)
+        ]
+        filled = [torch.zeros(1, 6, 4, 4) if f is None else f for f in features]
+        z, logits = deployed.route_stage(*filled)
+        best = sorted(range(4), key=lambda j: -logits[0].tolist()[j])[:2]
+        weights = torch.softmax(logits[0, best], dim=0)
+        combined = sum(w * deployed.experts[j](z) for w, j in zip(weights, best, strict=True))
+        assert torch.allclose(found[b], deployed.head(combined)[0], atol=1e-5)
+
+
+def test_the_two_passes_equal_separate_ones_when_batch_norm_is_frozen(model: TrainingMars) -> None:
+    """In evaluation mode noise is off and statistics are fixed, so stacking must not matter."""
+    model.eval()
+    x, partial = inputs(6), masks(6)
+    passes = model(x, partial)
+    full = torch.ones_like(partial)
+    features = model.deployed.encode_all(x)
+    z_full, _ = model.deployed.route(features, full)
+    z_partial, student = model.deployed.route(features, partial)
+    routing = model.residual_router(z_full.mean((2, 3)) - z_partial.mean((2, 3)))
+    assert torch.allclose(passes.full, model.deployed(x, full), atol=1e-5)
+    assert torch.allclose(passes.student, student, atol=1e-5)
+    assert torch.allclose(passes.residual.clean, routing.clean, atol=1e-5)
+    assert torch.allclose(passes.partial, model.deployed.decide(z_partial, routing.gates), atol=1e-5)
+
+
+def test_router_noise_is_drawn_in_training_only(model: TrainingMars) -> None:
+    residual = torch.randn(5, 8)
+    assert not torch.equal(model.residual_router.train()(residual).noisy, model.residual_router(residual).clean)
+    assert torch.equal(model.residual_router.eval()(residual).noisy, model.residual_router(residual).clean)
+
+
+def test_every_parameter_is_in_exactly_one_optimiser_group_and_gets_a_gradient(model: TrainingMars) -> None:
+    groups = optimiser_groups(model, 0.01)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    sampler = MaskSampler([m.name for m in MODALITIES], start=1, tau=1.0)
+    update = mars_update(model.train(), LossRecipe())
+    update(inputs(64), torch.arange(64) % 3, sampler, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert silent == []
+
+
+def test_every_parameter_of_the_baseline_gets_a_gradient() -> None:
+    baseline = build_dropout_fusion(RECIPE, MODALITIES, classes=3)
+    full, partial = baseline.two_passes(inputs(16), masks(16))
+    (full.square().mean() + partial.square().mean()).backward()
+    assert [n for n, p in baseline.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)] == []
+
+
+@pytest.mark.parametrize(("recipe", "modalities"), [(RECIPE, MODALITIES), (ModelRecipe(), FACE)])
+def test_the_baseline_has_the_same_parameters_within_2_percent(
+    recipe: ModelRecipe, modalities: tuple[Modality, ...]
+) -> None:
+    mars = parameter_count(build_deployed(recipe, modalities, 2))
+    baseline = parameter_count(build_dropout_fusion(recipe, modalities, 2))
+    assert abs(baseline - mars) <= 0.02 * mars
+
+
+def test_the_edge_model_has_about_one_million_parameters() -> None:
+    assert 0.9e6 < parameter_count(build_deployed(ModelRecipe(), FACE, 2)) < 1.1e6
+
+
+def test_every_piece_exports_with_a_dynamic_batch(model: TrainingMars) -> None:
+    deployed = model.deployed.eval()
+    x = inputs(3)
+    features = tuple(f.detach() for f in deployed.encode_all(x))
+    z = deployed.route_stage(*features)[0].detach()
+    pieces: list[tuple[nn.Module, tuple[Tensor, ...]]] = [
+        (deployed.encoders["rgb"], (x["rgb"],)),
+        (deployed.route_stage, features),
+        (deployed.experts[0], (z,)),
+        (deployed.head, (deployed.experts[0](z).detach(),)),
+    ]
+    batch = torch.export.Dim("batch", min=1, max=512)
+    for piece, example in pieces:
+        shapes = (tuple({0: batch} for _ in example),) if piece is deployed.route_stage else ({0: batch},)
+        program = torch.export.export(piece, example, dynamic_shapes=shapes)
+        again = tuple(torch.cat([e, e]) for e in example)
+        expected, found = piece(*again), program.module()(*again)
+        pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_a_shared_expert_adds_to_whatever_the_gates_choose() -> None:
+    torch.manual_seed(0)
+    deployed = build_deployed(dataclasses.replace(RECIPE, shared_expert=True), MODALITIES, 3).eval()
+    z, gates = torch.rand(4, 8, 2, 2), torch.zeros(4, 4)
+    assert deployed.expert_shared is not None
+    assert torch.allclose(deployed.decide(z, gates), deployed.head(deployed.expert_shared(z)), atol=1e-6)
+
+
+def test_detach_residual_keeps_the_privileged_gradient_out_of_fusion(model: TrainingMars) -> None:
+    for detached in (False, True):
+        model.detach_residual = detached
+        model.zero_grad(set_to_none=True)
+        model.train()(inputs(8), masks(8)).residual.clean.square().sum().backward()
+        stem = model.deployed.route_stage.fusion.block[0].weight.grad  # type: ignore[union-attr, index]
+        assert (stem is None) is detached
+
+
+def test_student_rate_one_routes_the_partial_pass_as_deployed(model: TrainingMars) -> None:
+    model.student_rate = 1.0
+    model.train()
+    residual = ResidualRouter(8, 4, 2)(torch.randn(5, 8))
+    student = torch.randn(5, 4)
+    assert torch.equal(model._partial_gates(residual, student), model.deployed.gates(student))
+
+
+def test_expert_dropout_keeps_gates_summing_to_one_and_never_empties_a_sample(model: TrainingMars) -> None:
+    model.train()
+    model.expert_dropout = 0.9
+    gates = model.deployed.gates(torch.randn(200, 4))
+    dropped = model._drop_experts(gates)
+    assert torch.allclose(dropped.sum(dim=1), torch.ones(200))
+    assert bool(((dropped > 0).sum(dim=1) == 1).any())
+
+
+def test_the_projection_is_the_leading_principal_components_at_unit_variance() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(200, 1, 8, 8, generator=generator)
+    encoder = ProjectionEncoder((1, 8, 8), EncoderRecipe(kind="projection", channels=(4,), strides=(1,)))
+    encoder.fit(images)
+    rows = images.flatten(1) - images.flatten(1).mean(0)
+    _, _, directions = torch.pca_lowrank(rows, q=8, center=False, niter=20)
+    scores = rows @ directions[:, :2]
+    found = nn.functional.conv2d(images, encoder.weight, encoder.bias).flatten(1)
+    for column in range(2):
+        correlation = torch.corrcoef(torch.stack([found[:, column], scores[:, column]]))[0, 1]
+        assert abs(float(correlation)) == pytest.approx(1.0, abs=1e-3)
+    assert found.var(0).tolist() == pytest.approx([1.0, 1.0], rel=1e-4)
+    assert found.mean(0).tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert not any(p is encoder.weight for p in encoder.parameters())
+
+
+def test_an_encoder_for_an_unknown_modality_is_refused() -> None:
+    recipe = dataclasses.replace(RECIPE, encoders={"lidar": SMALL})
+    with pytest.raises(UsageError) as error:
+        build_deployed(recipe, MODALITIES, 2)
+    assert str(error.value) == "recipe has an encoder for 'lidar'; the data has: rgb, depth, ir"
