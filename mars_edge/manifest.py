@@ -184,7 +184,9 @@ class Manifest:
             ModelFileError: not JSON, another schema version, an unknown, missing or ill-typed entry.
         """
         try:
-            table = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite)
+            table = json.loads(
+                text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite
+            )
         except (ValueError, RecursionError) as error:
             raise ModelFileError(f"manifest is not JSON: {error}") from error
         if not isinstance(table, dict):
