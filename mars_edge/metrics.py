@@ -136,10 +136,9 @@ def equal_error_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_])
     bona_fide, attack = np.sort(scores[live]), np.sort(scores[~live])
     bpcer = np.searchsorted(bona_fide, candidates, side="left") / bona_fide.size
     apcer = 1.0 - np.searchsorted(attack, candidates, side="left") / attack.size
-    # Ties (a gap between the classes) are settled by the lowest sum, then the middle of the run.
+    # Ties are settled by the lowest sum of both errors.
     cost = np.abs(bpcer - apcer) + 1e-6 * (bpcer + apcer)
-    best = np.flatnonzero(cost == cost.min())
-    return float(candidates[best[best.size // 2]])
+    return float(candidates[np.argmin(cost)])
 
 
 def bpcer_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_], target: float) -> float:

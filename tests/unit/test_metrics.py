@@ -109,9 +109,10 @@ def test_a_score_at_the_threshold_is_accepted() -> None:
     assert (found.bpcer.value, found.apcer["mask"].value) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_equal_error_threshold_is_no_worse_than_any_on_the_roc_curve(seed: int) -> None:
-    scores, live, _ = spoof_data(seed)
+@pytest.mark.parametrize("n", [12, 25, 300])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_equal_error_threshold_is_no_worse_than_any_on_the_roc_curve(seed: int, n: int) -> None:
+    scores, live, _ = spoof_data(seed, n)
 
     def gap(threshold: float) -> float:
         return abs(float(np.mean(scores[live] < threshold)) - float(np.mean(scores[~live] >= threshold)))
