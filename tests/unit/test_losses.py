@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -117,7 +118,7 @@ def test_noise_order_loss_compares_adjacent_experts_of_the_union_sorted_by_disag
         p, q = softmax(t_row), softmax(s_row)
         order = sorted(union, key=lambda j: -abs(p[j] - q[j]))
         variance = [math.log(max(v_row[j] ** 2, 1e-8)) for j in order]
-        pairs += [softplus(later - earlier) for earlier, later in zip(variance[:-1], variance[1:], strict=True)]
+        pairs += [softplus(later - earlier) for earlier, later in itertools.pairwise(variance)]
     found = losses.noise_order_loss(teacher, student, scale, K)
     assert float(found) == pytest.approx(sum(pairs) / len(pairs))
 

@@ -23,6 +23,8 @@ OptimiserName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step"]
 SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
+Threshold = Literal["equal_error", "bpcer", "argmax"]
+OnMissing = Literal["continue", "abstain", "fail_closed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,33 @@ class AugmentRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """How a run becomes an artifact, and what the artifact may decide."""
+
+    qat_epochs: int = 2
+    """Epochs of quantization-aware training; 0 only observes ranges (post-training quantization)."""
+    qat_rate: float = 0.1
+    """Share of `schedule.rate` that quantization-aware training starts at."""
+    threshold: Threshold = "equal_error"
+    """Live/spoof tasks: how the threshold is picked on validation; "argmax" keeps probability 0.5."""
+    bpcer_target: float = 0.01
+    """For threshold = "bpcer": the share of bona fide presentations that may be rejected."""
+    certify_max_error: float = 1.0
+    """A subset is certified when the 95 % upper bound of its test error is at most this (1 certifies all)."""
+    certify_min_samples: int = 100
+    """Fewer test samples certify nothing."""
+    require: tuple[str, ...] = ()
+    on_missing: OnMissing = "continue"
+    masking_faults: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.qat_epochs < 0 or not 0.0 < self.qat_rate <= 1.0:
+            raise UsageError(
+                f"export.qat_epochs is {self.qat_epochs} and qat_rate {self.qat_rate}; they must be >= 0 and in 0..1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One training run, complete but for its seed."""
 
@@ -162,6 +191,7 @@ class Recipe:
     sampling: SamplingRecipe = field(default_factory=SamplingRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    export: ExportRecipe = field(default_factory=ExportRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         """Every key with its resolved value, as plain JSON types once dumped."""

@@ -1,0 +1,235 @@
+"""The training loop on a toy task: it learns, repeats, resumes, stops on NaN and selects on validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mars_edge.errors import UsageError
+from mars_edge.modality import Modality
+from mars_training.baselines import DropoutFusion
+from mars_training.checkpoint import load_deployed, load_info, load_metrics, load_model
+from mars_training.commands import evaluate as evaluate_command
+from mars_training.commands import train as train_command
+from mars_training.data.split import Data, Source, Split
+from mars_training.evaluate import logits_by_subset, mean_error, predict_logits, score_subsets, score_table
+from mars_training.model.mars import DeployedMars
+from mars_training.recipe import (
+    DataRecipe,
+    EncoderRecipe,
+    ModelRecipe,
+    Recipe,
+    SamplingRecipe,
+    ScheduleRecipe,
+)
+from mars_training.train import (
+    EpochReport,
+    Hooks,
+    NotFiniteError,
+    balanced_order,
+    build_optimiser,
+    prepare,
+    rate_factor,
+    train,
+    update_for,
+)
+
+MODALITIES = tuple(Modality(name=n, kind="image", size=(8, 8), dtype="uint8", range=(0, 255)) for n in ("rgb", "depth"))
+SOURCE = Source(modalities=MODALITIES, labels=("spoof", "live"), positive_label="live", note="toy")
+SMALL = EncoderRecipe(channels=(4,), strides=(2,))
+RECIPE = Recipe(
+    name="toy",
+    data=DataRecipe(reader="rig"),
+    model=ModelRecipe(
+        encoders={"rgb": SMALL, "depth": SMALL}, experts=4, active_experts=2, width=8, expert_channels=(8,)
+    ),
+    sampling=SamplingRecipe(start=1),
+    schedule=ScheduleRecipe(epochs=4, batch_size=32, rate=1e-2),
+)
+
+
+def toy_split(n: int, seed: int) -> Split:
+    """Live samples are brighter at the top of rgb and at the bottom of depth; both cues are noisy."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    rgb, depth = torch.rand(2, n, 1, 8, 8, generator=generator)
+    rgb[:, :, :4] += 0.3 * labels[:, None, None, None]
+    depth[:, :, 4:] += 0.3 * labels[:, None, None, None]
+    return Split(
+        inputs={"rgb": rgb.half(), "depth": depth.half()},
+        labels=labels,
+        groups=1 - labels,
+        group_names=("bona_fide", "print"),
+    )
+
+
+@pytest.fixture
+def data() -> Data:
+    return Data(source=SOURCE, train=toy_split(256, 1), validation=toy_split(64, 2))
+
+
+class Stopped(Exception):
+    """A kill between two epochs."""
+
+
+def stop_after(epochs: int) -> Hooks:
+    def after(report: EpochReport) -> None:
+        if report.epoch + 1 == epochs:
+            raise Stopped
+
+    return Hooks(after_epoch=after)
+
+
+@pytest.mark.parametrize("method", ["mars", "modality_dropout"])
+def test_training_lowers_the_validation_error_well_below_chance(data: Data, tmp_path: Path, method: str) -> None:
+    recipe = dataclasses.replace(RECIPE, method=method)
+    result = train(recipe, data, tmp_path, seed=0)
+    assert result.selected.validation_error < 0.15
+    assert [s.subset for s in result.last.scores] == ["rgb", "depth", "rgb+depth"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: Data, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(RECIPE, data, tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / name / "last.safetensors").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(data: Data, tmp_path: Path) -> None:
+    train(RECIPE, data, tmp_path / "whole", seed=0)
+    with pytest.raises(Stopped):
+        train(RECIPE, data, tmp_path / "cut", seed=0, hooks=stop_after(2))
+    result = train(RECIPE, data, tmp_path / "cut", seed=0)
+    assert [report.epoch for report in result.history] == [0, 1, 2, 3]
+    for name in ("last.safetensors", "selected.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert not (tmp_path / "cut" / "resume.pt").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data: Data, tmp_path: Path) -> None:
+    def poison(model: torch.nn.Module, epoch: int) -> None:
+        if epoch == 1:
+            next(iter(model.parameters())).data.fill_(float("nan"))
+
+    with pytest.raises(NotFiniteError) as error:
+        train(RECIPE, data, tmp_path, seed=0, hooks=Hooks(before_epoch=poison))
+    assert str(error.value) == "the loss became nan in epoch 2; lower schedule.rate"
+    model, _ = load_model(tmp_path, "last")
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_the_selected_epoch_is_the_one_with_the_lowest_validation_error(data: Data, tmp_path: Path) -> None:
+    result = train(RECIPE, data, tmp_path, seed=3)
+    errors = [report.validation_error for report in result.history]
+    assert result.selected.epoch == errors.index(min(errors))
+    assert load_metrics(tmp_path)["selected"]["epoch"] == result.selected.epoch
+    model, _ = load_deployed(tmp_path, "selected")
+    assert mean_error(score_subsets(model, data.validation, SOURCE)) == pytest.approx(min(errors))
+
+
+def test_a_loaded_run_knows_its_recipe_seed_and_source(data: Data, tmp_path: Path) -> None:
+    train(RECIPE, data, tmp_path, seed=7)
+    info = load_info(tmp_path)
+    assert (info.recipe, info.seed, info.source) == (RECIPE, 7, SOURCE)
+    assert isinstance(load_deployed(tmp_path)[0], DeployedMars)
+
+
+def test_the_deployed_path_gives_the_logits_of_the_model_forward(data: Data) -> None:
+    model = prepare(RECIPE, data, seed=0)
+    assert not isinstance(model, DropoutFusion)
+    logits = predict_logits(model.deployed, data.validation, ["depth"], batch_size=10)
+    x = data.validation.batch(torch.arange(64))
+    present = torch.tensor([[False, True]]).expand(64, -1)
+    assert torch.allclose(logits, model.deployed.eval()(x, present), atol=1e-6)
+    assert set(logits_by_subset(model.deployed, data.validation, [("rgb",)])) == {("rgb",)}
+
+
+def test_scores_are_those_of_a_plain_count(data: Data) -> None:
+    model = prepare(RECIPE, data, seed=0)
+    assert not isinstance(model, DropoutFusion)
+    (found,) = [s for s in score_subsets(model.deployed, data.validation, SOURCE) if s.subset == "rgb"]
+    answers = predict_logits(model.deployed, data.validation, ["rgb"]).argmax(1).tolist()
+    labels = data.validation.labels.tolist()
+    wrong = {c: sum(a != c for a, b in zip(answers, labels, strict=True) if b == c) for c in (0, 1)}
+    assert found.value == pytest.approx((wrong[0] / 32 + wrong[1] / 32) / 2)
+    assert found.low <= found.value <= found.high
+    assert "worst APCER" in score_table([found])
+
+
+def test_classes_come_equally_often_and_none_repeats_before_it_is_used_up() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    torch.manual_seed(0)
+    counts = torch.bincount(balanced_order(labels), minlength=100)
+    assert int(counts[:90].sum()) == int(counts[90:].sum()) == 50
+    assert int(counts[:90].max()) == 1 and counts[90:].tolist() == [5] * 10
+
+
+def test_the_rate_warms_up_then_falls_to_one_percent() -> None:
+    recipe = ScheduleRecipe(epochs=10, warmup_epochs=2.0)
+    factors = [rate_factor(recipe, e) for e in (1.0, 2.0, 6.0, 10.0)]
+    assert factors == pytest.approx([0.5, 1.0, 0.505, 0.01])
+    steps = ScheduleRecipe(schedule="step", epochs=10, warmup_epochs=0.0, milestones=(0.5, 0.8))
+    assert [rate_factor(steps, e) for e in (0.0, 5.0, 8.0)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_one_step_changes_every_parameter(data: Data, name: str) -> None:
+    from mars_training.sampling import MaskSampler
+
+    model = prepare(RECIPE, data, seed=0).train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    schedule = dataclasses.replace(RECIPE.schedule, optimiser=name, weight_decay=0.0)
+    optimiser = build_optimiser(model, schedule)
+    sampler = MaskSampler(SOURCE.names, start=1, tau=1.0)
+    indices = torch.arange(64)
+    terms = update_for(model, RECIPE.loss)(data.train.batch(indices), data.train.labels[indices], sampler, 0)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+
+
+def test_train_and_evaluate_from_the_command_line(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "describe", lambda recipe: SOURCE)
+    monkeypatch.setattr(train_command, "load_data", lambda recipe, folder: data)
+    monkeypatch.setattr(evaluate_command, "load_split", lambda recipe, split, folder: data.validation)
+    recipe = tmp_path / "toy.toml"
+    encoder = "{channels = [4], strides = [2]}"
+    recipe.write_text(
+        f'name = "toy"\n[data]\nreader = "rig"\n[model]\nwidth = 8\nexpert_channels = [8]\n[model.encoders]\n'
+        f"rgb = {encoder}\ndepth = {encoder}\n[schedule]\nepochs = 2\n"
+    )
+    run = tmp_path / "run"
+    threads = ["--threads", str(torch.get_num_threads())]
+    assert train_command.main([str(recipe), "-o", str(run), "--quiet", *threads]) == 0
+    assert "validation, selected epoch" in capsys.readouterr().out
+    assert evaluate_command.main([str(run), "--json", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [s["subset"] for s in printed["last"]["subsets"]] == ["rgb", "depth", "rgb+depth"]
+    assert {"selected", "last"} == set(printed)
+    with pytest.raises(UsageError) as error:
+        train_command.main([str(recipe), "-o", str(run), "--quiet", *threads])
+    assert str(error.value) == f"{run} holds a finished run; choose another directory with -o"
+
+
+def test_check_prints_parameters_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "describe", lambda recipe: SOURCE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.toml").write_text('name = "toy"\n[data]\nreader = "rig"\n')
+    assert train_command.main(["toy.toml", "--check", "--threads", str(torch.get_num_threads())]) == 0
+    assert "parameters deployed" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.toml"]
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        evaluate_command.main([str(tmp_path)])
+    message = f"{tmp_path} is not a run directory: it has no run.json; `mars-edge train` makes one"
+    assert str(error.value) == message
