@@ -82,7 +82,13 @@ def test_a_value_that_is_not_finite_is_refused_and_named(modality: Modality, raw
     assert str(caught.value) == f"{modality.name}: 2 of {raw.size} values are not finite"
 
 
-@pytest.mark.parametrize(("modality", "raw"), [s for s in SAMPLES if s[1].dtype == np.float32])
+NARROW = Modality(name="narrow", kind="vector", length=4, range=(0, 1e-3))
+
+
+@pytest.mark.parametrize(
+    ("modality", "raw"),
+    [*(s for s in SAMPLES if s[1].dtype == np.float32), (NARROW, np.array([1, -1, 1, -1], dtype=np.float32))],
+)
 def test_the_largest_floats_are_clipped_without_a_warning(modality: Modality, raw: NDArray[Any]) -> None:
     huge = np.where(raw > 0, np.finfo(np.float32).max, np.finfo(np.float32).min).astype(np.float32)
     tensor = modality.preprocess(huge)
