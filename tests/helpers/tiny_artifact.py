@@ -120,23 +120,39 @@ def sample(seed: int) -> Arrays:
     return {name: random.random((channels, SIZE, SIZE), dtype=np.float32) for name, channels in CHANNELS.items()}
 
 
-def write_pte(model: TinyModel, path: Path, *, planned_io: bool, manifest: Manifest | None = None) -> None:
-    """Lowers every piece with XNNPACK; `planned_io` false lets the runtime use the caller's arrays in place."""
-    write_sealed(path, lower(model.pieces, manifest or model.manifest(), planned_io=planned_io))
+def write_pte(model: TinyModel, in_place: Path, planned: Path, *, manifest: Manifest | None = None) -> None:
+    """Lowers every piece with XNNPACK and writes two programs that differ in who owns inputs and outputs.
+
+    Args:
+        in_place: the runtime works in the caller's arrays.
+        planned: the runtime copies them to and from its own arena, ExecuTorch's default.
+    """
+    edge = lower(model.pieces, manifest or model.manifest())
+    write_sealed(in_place, serialise(edge, planned_io=False))
+    write_sealed(planned, serialise(edge, planned_io=True))
 
 
-def lower(pieces: dict[str, nn.Module], manifest: Manifest, *, planned_io: bool) -> bytes:
+def lower(pieces: dict[str, nn.Module], manifest: Manifest | None) -> Any:
+    """The pieces as edge programs, and the manifest as a constant method where there is one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
-        from executorch.exir.passes import MemoryPlanningPass
+        from executorch.exir import to_edge_transform_and_lower
 
         programs = {name: torch.export.export(piece, _example(name)) for name, piece in pieces.items()}
-        document = torch.frombuffer(bytearray(manifest.to_json().encode()), dtype=torch.uint8)
-        edge = to_edge_transform_and_lower(
-            programs, partitioner=[XnnpackPartitioner()], constant_methods={"manifest": document}
-        )
+        constants = {}
+        if manifest is not None:
+            constants["manifest"] = torch.frombuffer(bytearray(manifest.to_json().encode()), dtype=torch.uint8)
+        return to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()], constant_methods=constants)
+
+
+def serialise(edge: Any, *, planned_io: bool) -> bytes:
+    """The program's bytes, unsealed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.exir import ExecutorchBackendConfig
+        from executorch.exir.passes import MemoryPlanningPass
+
         planning = MemoryPlanningPass(alloc_graph_input=planned_io, alloc_graph_output=planned_io)
         return bytes(edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer)
 
