@@ -168,7 +168,7 @@ def test_geometry_is_the_same_for_all_images_of_a_sample_and_light_touches_the_n
     assert torch.equal(moved["rgb"], moved["depth"]) and not torch.equal(moved["rgb"], x)
     lit = augment({"rgb": x, "depth": x}, modalities, AugmentRecipe(brightness=0.2, photometric=("rgb",)))
     assert torch.equal(lit["depth"], x) and not torch.equal(lit["rgb"], x)
-    assert 0.0 <= float(lit["rgb"].min()) and float(lit["rgb"].max()) <= 1.0
+    assert float(lit["rgb"].min()) >= 0.0 and float(lit["rgb"].max()) <= 1.0
 
 
 def test_no_augmentation_by_default() -> None:

@@ -72,14 +72,14 @@ def data() -> Data:
     return Data(source=SOURCE, train=toy_split(256, 1), validation=toy_split(64, 2))
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A kill between two epochs."""
 
 
 def stop_after(epochs: int) -> Hooks:
     def after(report: EpochReport) -> None:
         if report.epoch + 1 == epochs:
-            raise Stopped
+            raise StoppedError
 
     return Hooks(after_epoch=after)
 
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: Data
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(data: Data, tmp_path: Path) -> None:
     train(RECIPE, data, tmp_path / "whole", seed=0)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(RECIPE, data, tmp_path / "cut", seed=0, hooks=stop_after(2))
     result = train(RECIPE, data, tmp_path / "cut", seed=0)
     assert [report.epoch for report in result.history] == [0, 1, 2, 3]
