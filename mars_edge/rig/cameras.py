@@ -265,6 +265,11 @@ def _grain(rng: np.random.Generator, clean: Array, noise: float) -> Array:
     return np.asarray(clean + sigma * rng.standard_normal(clean.shape, np.float32), np.float32)
 
 
+@lru_cache(maxsize=1)
+def _gamma_table() -> NDArray[np.uint8]:
+    return np.asarray(255.0 * (np.arange(65536) / 65535.0) ** (1 / 2.2) + 0.5, np.uint8)
+
+
 def expose_colour(linear: Array, imaging: Imaging, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return the sensor's (S, S, 3) RGB uint8 picture of `linear` (S, S, 3)."""
     gain = 0.22 * 2.0**imaging.exposure_ev / max(_centre_mean(linear), 1e-3)
@@ -274,7 +279,7 @@ def expose_colour(linear: Array, imaging: Imaging, rng: np.random.Generator) -> 
     balance = balance * np.array([imaging.white_balance[0], 1.0, imaging.white_balance[1]], np.float32)
     image = cv2.GaussianBlur(linear * (gain * balance).astype(np.float32), (0, 0), imaging.blur_px)
     image = _grain(rng, image * _vignette(image.shape[0])[..., None], imaging.noise)
-    return np.asarray(255.0 * np.clip(image, 0.0, 1.0) ** (1 / 2.2) + 0.5, np.uint8)
+    return np.asarray(_gamma_table()[(65535.0 * np.clip(image, 0.0, 1.0)).astype(np.uint16)])
 
 
 def expose_infrared(signal: Array, imaging: Imaging, rng: np.random.Generator) -> NDArray[np.uint8]:

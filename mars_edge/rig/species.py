@@ -66,8 +66,10 @@ def _build(species: str, identity: int, bearer: int, wear: Wear, eyes_closed: bo
     if species == "bona_fide":
         head = build_head(identity, wear, eyes_closed)
         return make_surface(head.height, head.materials, gloss=SKIN_GLOSS)
-    behind = build_head(bearer, replace(wear, glasses=0), eyes_closed)
+    # A bearer who is hidden behind a held sheet is not built: a head costs more than a frame.
+    behind = build_head(bearer, replace(wear, glasses=0), eyes_closed) if artefact.worn else None
     if species == "silicone_mask":
+        assert behind is not None
         return _mask(identity, behind, wear, artefact)
     photo = _photo(identity, wear, artefact.seed)
     if species == "screen_replay":
@@ -107,13 +109,14 @@ def _photo(identity: int, wear: Wear, seed: int) -> Photo:
 
 def _reproduce(picture: Array, artefact: Artefact, rng: np.random.Generator) -> Array:
     """Return the picture (G, G, 3) as the device shows it: contrast, gamut, sharpness and grain of printer or panel."""
-    tone = picture ** (1 / 2.2)
+    # A square root is near enough to a display gamma of 2.2 and a tenth of its cost.
+    tone = np.sqrt(picture)
     tone = 0.5 + artefact.contrast * (tone - 0.5)
     grey = tone.mean(-1, keepdims=True)
     tone = grey + artefact.saturation * (tone - grey)
     if artefact.grain > 0:
         tone = tone + artefact.grain * rng.standard_normal(tone.shape, np.float32)
-    out = np.clip(tone, 0.0, 1.0) ** 2.2 * np.array(artefact.tint, np.float32)
+    out = np.square(np.clip(tone, 0.0, 1.0)) * np.array(artefact.tint, np.float32)
     if artefact.blur_cells > 0.2:
         out = cv2.GaussianBlur(out, (0, 0), artefact.blur_cells)
     return np.asarray(np.clip(out, 0.0, 1.0), np.float32)
@@ -139,7 +142,7 @@ def _outline(arc: Array, artefact: Artefact) -> Array:
     return np.asarray(inside & rises[None, :], np.float32)
 
 
-def _sheet(photo: Photo, behind: Head, artefact: Artefact) -> Surface:
+def _sheet(photo: Photo, behind: Head | None, artefact: Artefact) -> Surface:
     rng = np.random.default_rng([0x53484545, artefact.seed])
     laid, arc = _on_sheet(_reproduce(photo.colour, artefact, rng), artefact)
     laid_ir, _ = _on_sheet(photo.infrared, artefact)
@@ -154,7 +157,7 @@ def _sheet(photo: Photo, behind: Head, artefact: Artefact) -> Surface:
     ones = np.ones((GRID, GRID), np.float32)
     colour = np.dstack([0.02 + 0.86 * laid, artefact.specular * ones])
     ir = np.dstack([infrared, artefact.specular * ones, 0.05 * ones, 0.02 * ones])
-    if artefact.worn:
+    if behind is not None:
         height = np.where(inside > 0, height, behind.height)
         colour = mix(behind.materials.colour, colour, inside)
         ir = mix(behind.materials.infrared, ir, inside)
@@ -164,11 +167,11 @@ def _sheet(photo: Photo, behind: Head, artefact: Artefact) -> Surface:
     return make_surface(height, materials, gloss=artefact.gloss)
 
 
-def _sheet_height(behind: Head, artefact: Artefact) -> Array:
+def _sheet_height(behind: Head | None, artefact: Artefact) -> Array:
     c = artefact.curvature_per_mm
     bend = np.zeros_like(U) if c == 0 else (np.sqrt(np.maximum(1.0 - (U * c) ** 2, 0.0)) - 1.0) / c
     sheet = np.tile(bend.astype(np.float32), (GRID, 1))
-    if not artefact.worn:
+    if behind is None:
         return sheet
     face = np.maximum(behind.height, 0.0)
     if artefact.drape > 0:
