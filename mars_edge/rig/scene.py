@@ -261,7 +261,7 @@ def _tint(rng: np.random.Generator, sigma: float) -> tuple[float, float, float]:
 
 def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
     worn = species == "cutout_print" or (species == "bent_print" and bool(rng.random() < 0.5))
-    carbon = float(rng.uniform(0.65, 1.0)) if rng.random() < 0.7 else float(rng.uniform(0.0, 0.25))
+    carbon = float(rng.uniform(0.75, 1.0)) if rng.random() < 0.8 else float(rng.uniform(0.0, 0.25))
     radius = float(rng.uniform(85.0, 230.0))
     bent = species == "bent_print" or (species == "cutout_print" and rng.random() < 0.5)
     # A worn sheet is cut along the face; a held one is a poster that mostly overfills the view.
@@ -275,9 +275,9 @@ def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
         curvature_per_mm=1.0 / radius if bent else 0.0,
         drape=float(rng.uniform(0.3, 0.9)) if species == "bent_print" and worn else 0.0,
         worn=worn,
-        silhouette=not worn and bool(rng.random() < 0.5),
+        silhouette=not worn and bool(rng.random() < 0.65),
         carbon=carbon,
-        infrared_photo=bool(rng.random() < 0.6),
+        infrared_photo=bool(rng.random() < 0.85),
         paper_ir=float(rng.uniform(0.6, 0.85)),
         contrast=float(rng.uniform(0.75, 1.0)),
         saturation=float(rng.uniform(0.75, 1.1)),
@@ -319,7 +319,7 @@ def _sample_mask(rng: np.random.Generator) -> Artefact:
         gloss=float(rng.uniform(5.0, 12.0)),
         holes="eyes",
         gap_mm=float(rng.uniform(2.0, 6.0)),
-        infrared_albedo=float(rng.uniform(0.38, 0.8)),
-        wrap=float(rng.uniform(0.3, 0.55)),
-        relief_ir=float(rng.uniform(0.0, 0.35)),
+        infrared_albedo=float(rng.uniform(0.4, 0.85)),
+        wrap=float(rng.uniform(0.4, 0.7)),
+        relief_ir=float(rng.uniform(0.0, 0.2)),
     )

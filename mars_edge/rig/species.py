@@ -2,7 +2,9 @@
 
 Where the infrared differences come from (simulated after these, numbers chosen by us):
 - Dye-based printing inks are transparent near 850 nm, carbon-black pigment is not, so one and the same colour print is
-  blank paper or a grey picture in the infrared (metameric infrared inks, standard in security printing).
+  blank paper or a grey picture in the infrared (metameric infrared inks, standard in security printing). An attacker
+  who knows this prints an infrared capture instead, which fools an infrared camera by itself (Chingovska et al. 2016,
+  "Face recognition systems under spoofing attacks", the MSSpoof data); most of our sheets do.
 - A liquid-crystal or OLED panel emits next to nothing above 700 nm: a replay is a dark glass plate that mirrors the
   emitter (the reason why near-infrared face cameras reject replays; e.g. Zhang et al. 2020, CASIA-SURF).
 - Silicone scatters light further below its surface than skin and carries no blood or melanin patterns, so its infrared
@@ -89,7 +91,7 @@ class Photo:
 def _photo(identity: int, wear: Wear, seed: int) -> Photo:
     """Return a picture of `identity` taken head-on under its own light."""
     rng = np.random.default_rng([0x50484F54, seed])
-    light, wall = sample_lighting(rng), (int(rng.integers(1 << 31)), PHOTO_MM + float(rng.uniform(300.0, 1200.0)))
+    light, wall = sample_lighting(rng), (int(rng.integers(1 << 31)), PHOTO_MM + float(rng.uniform(600.0, 2400.0)))
     head = build_head(identity, wear, False)
     surface = make_surface(head.height, head.materials, gloss=SKIN_GLOSS)
     view: View = look(_PHOTO_CAMERA, surface, _PHOTO_POSE, wall[1])
