@@ -36,6 +36,7 @@ def random_image(modality: Modality, height: int, width: int, seed: int = 0) -> 
 
 SAMPLES: list[tuple[Modality, NDArray[Any]]] = [
     (image(), random_image(image(), 48, 64)),
+    (image(2, dtype="float32", high=1), random_image(image(2, dtype="float32"), 48, 64)),
     (image(16, dtype="float32", high=1), random_image(image(16, dtype="float32"), 30, 16)),
     (DEPTH, random_image(DEPTH, 48, 64)),
     (VOICE, np.sin(np.arange(9000) / 7).astype(np.float32)),
@@ -90,7 +91,8 @@ NARROW = Modality(name="narrow", kind="vector", length=4, range=(0, 1e-3))
     [*(s for s in SAMPLES if s[1].dtype == np.float32), (NARROW, np.array([1, -1, 1, -1], dtype=np.float32))],
 )
 def test_the_largest_floats_are_clipped_without_a_warning(modality: Modality, raw: NDArray[Any]) -> None:
-    huge = np.where(raw > 0, np.finfo(np.float32).max, np.finfo(np.float32).min).astype(np.float32)
+    limits = np.finfo(np.float32)
+    huge = np.where(np.random.default_rng(0).random(raw.shape) < 0.5, limits.max, limits.min).astype(np.float32)
     tensor = modality.preprocess(huge)
     assert np.isfinite(tensor).all()
     assert tensor.max() <= 1.0
@@ -339,6 +341,24 @@ def test_resampled_slow_motion_stays_near_the_band_limited_signal() -> None:
 def test_a_single_row_is_held_for_the_whole_length() -> None:
     tensor = MOTION.preprocess(np.array([[0.0, 1.0, -2.0]], dtype=np.float32))
     assert np.array_equal(tensor, np.repeat([[0.5], [0.75], [0.0]], 50, axis=1).astype(np.float32))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.05, 6.4), (-9.22, -7.43), (14.58, 19.6)])
+def test_rounding_never_lifts_a_value_above_1(low: float, high: float) -> None:
+    modality = Modality(name="v", kind="vector", length=2, range=(low, high))
+    factor = np.float32(1.0 / (high - low))
+    assert (np.float32(high) - np.float32(low)) * factor > 1.0, "the trap this test is about"
+    assert modality.preprocess(np.array([low, high], dtype=np.float32)).tolist() == [0.0, 1.0]
+
+
+def test_a_range_of_numpy_numbers_still_gives_float32() -> None:
+    modality = Modality(name="v", kind="vector", length=1, range=(np.float64(0), np.float64(2)))
+    assert modality.preprocess(np.ones(1, dtype=np.float32)).dtype == np.float32
+
+
+def test_integers_are_scaled_as_floats() -> None:
+    counts = Modality(name="c", kind="vector", length=3, dtype="uint16", range=(0, 1000))
+    assert counts.preprocess(np.array([0, 250, 65535], dtype=np.uint16)) == pytest.approx([0, 0.25, 1])
 
 
 def test_a_vector_is_scaled_by_its_range_and_clipped() -> None:
