@@ -72,12 +72,15 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
         raise NativeBuildError("it was left out of the build (MARS_EDGE_NATIVE=0)")
     if platform.system() != "Linux" or target_machine(environment) not in ("x86_64", "aarch64"):
         raise NativeBuildError(f"no build for {platform.system()} {target_machine(environment)}")
+    compiler = shlex.split(environment.get("CXX", "g++"))
+    if shutil.which(compiler[0]) is None:
+        raise NativeBuildError(f"the C++ compiler {compiler[0]} is not installed")
     with tempfile.TemporaryDirectory(prefix="mars-edge-native-") as scratch:
         staged = Path(scratch) / "staged"
         staged.mkdir()
         package = _unpack(environment, Path(scratch))
         _copy_libraries(package, staged, environment)
-        _compile(root, package, staged, environment)
+        _compile(compiler, root / SOURCES[0], package, staged)
         _copy_licence(package, staged)
         (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -182,16 +185,13 @@ def _strip(library: Path, environment: Mapping[str, str]) -> None:
         subprocess.run([strip, "--strip-unneeded", str(library)], check=True)
 
 
-def _compile(root: Path, package: Path, staged: Path, environment: Mapping[str, str]) -> None:
-    compiler = shlex.split(environment.get("CXX", "g++"))
-    if shutil.which(compiler[0]) is None:
-        raise NativeBuildError(f"the C++ compiler {compiler[0]} is not installed")
+def _compile(compiler: list[str], source: Path, package: Path, staged: Path) -> None:
     include = package / "include"
     command = [
         *compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-s", "-fvisibility=hidden", "-Wall", "-Wextra",
         "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
         "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"),
-        str(root / SOURCES[0]), "-o", str(staged / ENGINE), "-pthread",
+        str(source), "-o", str(staged / ENGINE), "-pthread",
         f"-L{staged}", "-Wl,--no-as-needed",
         *(f"-l:{path.name}" for path in sorted(staged.glob("*.so"))),
         "-Wl,-rpath,$ORIGIN",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mars_edge import artifact
 from mars_runtime.engines import Engine, engine_status, open_engine
 from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX
 
@@ -43,20 +46,25 @@ def require_engine(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+def tiny(request: pytest.FixtureRequest) -> Artifacts:
     # Here, because the suites of sensors share this file and need no torch.
+    from tests.helpers import tiny_artifact
     from tests.helpers.tiny_artifact import TinyModel, write_onnx, write_pte
 
-    folder = tmp_path_factory.mktemp("tiny")
-    artifacts = Artifacts(
-        model=TinyModel.create(),
-        in_place=folder / "in_place.pte",
-        planned=folder / "planned.pte",
-        onnx=folder / "tiny.onnx",
+    model = TinyModel.create()
+    # Lowering takes most of a minute on a small machine; equal sources and versions give equal files.
+    key = hashlib.sha256(model.manifest().to_json().encode() + metadata.version("executorch").encode())
+    for source in (tiny_artifact.__file__, artifact.__file__):
+        key.update(Path(source).read_bytes())
+    folder = Path(request.config.cache.mkdir("tiny_artifacts")) / key.hexdigest()[:16]
+    made = Artifacts(
+        model=model, in_place=folder / "in_place.pte", planned=folder / "planned.pte", onnx=folder / "tiny.onnx"
     )
-    write_pte(artifacts.model, artifacts.in_place, artifacts.planned)
-    write_onnx(artifacts.model, artifacts.onnx)
-    return artifacts
+    if not made.onnx.exists():
+        folder.mkdir(exist_ok=True)
+        write_pte(made.model, made.in_place, made.planned)
+        write_onnx(made.model, made.onnx)
+    return made
 
 
 @pytest.fixture(scope="module", params=sorted(ENGINE_CASES))

@@ -47,7 +47,8 @@ class Head(nn.Module):
         self.classify = nn.Linear(2 * WIDTH, len(LABELS))
 
     def forward(self, combined: torch.Tensor) -> torch.Tensor:
-        return self.classify(combined.mean(dim=(2, 3)))
+        logits: torch.Tensor = self.classify(combined.mean(dim=(2, 3)))
+        return logits
 
 
 @dataclass(frozen=True, kw_only=True)
