@@ -13,7 +13,8 @@ section 3.2 (fold and freeze batch norms; per-channel weights).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,12 +23,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mars_edge.errors import UsageError
 from mars_export.hush import hushed
-from mars_training.model.mars import DeployedMars
+from mars_training.data.split import Data, Split
+from mars_training.model.mars import DeployedMars, TrainingMars
+from mars_training.recipe import Recipe
+from mars_training.sampling import MaskSampler
+from mars_training.train import EpochReport, Hooks, TrainingModel, fit
 
 Examples = dict[str, tuple[Tensor, ...]]
 
 # Any batch; 1 is allowed too, or the exported guards would refuse a single sample.
 _LARGEST_BATCH = 1 << 20
+_OBSERVED_BATCHES = 8
 
 
 class Piece(nn.Module):
@@ -165,9 +171,14 @@ def _is_variadic(module: nn.Module) -> bool:
 
 def freeze_observers(deployed: DeployedMars) -> None:
     """Stops every range observer: scales and zero points stay as they are from here on."""
+    deployed.apply(_disable_observer())
+
+
+def _disable_observer() -> Callable[[nn.Module], None]:
     from torchao.quantization.pt2e import disable_observer
 
-    deployed.apply(disable_observer)
+    disable: Callable[[nn.Module], None] = disable_observer
+    return disable
 
 
 def convert(prepared: DeployedMars) -> DeployedMars:
@@ -189,14 +200,61 @@ def float_pieces(deployed: DeployedMars) -> DeployedMars:
     return folded
 
 
-def logit_step(converted: DeployedMars) -> float:
-    """One step of the head's output quantizer: the distance between neighbouring logits.
+def output_steps(piece: nn.Module) -> tuple[float, ...]:
+    """Per output of a converted piece, the distance between neighbouring values; empty for a float piece."""
+    traced = getattr(piece, "traced", None)
+    if traced is None:
+        return ()
+    (returned,) = [n for n in traced.graph.nodes if n.op == "output"]
+    leaves, _ = torch.utils._pytree.tree_flatten(returned.args)
+    steps = [float(n.args[1]) for n in leaves if "dequantize_per_tensor" in str(n.target)]
+    return tuple(steps) if len(steps) == len(leaves) else ()
 
-    Raises:
-        UsageError: the head's output is not quantized.
+
+def quantization_schedule(recipe: Recipe) -> Recipe:
+    """The training recipe with the schedule of quantization-aware training."""
+    export = recipe.export
+    schedule = dataclasses.replace(
+        recipe.schedule,
+        epochs=export.qat_epochs,
+        rate=recipe.schedule.rate * export.qat_rate,
+        schedule="cosine",
+        warmup_epochs=0.0,
+        validate_every=max(export.qat_epochs, 1),
+        precision="fp32",
+    )
+    return dataclasses.replace(recipe, schedule=schedule, loss=dataclasses.replace(recipe.loss, imitate_start=0))
+
+
+def quantize(
+    model: TrainingMars, data: Data, recipe: Recipe, *, seed: int, report: Callable[[EpochReport], None]
+) -> DeployedMars:
+    """The converted deployed model after quantization-aware training of `model`, which is changed in place.
+
+    Ranges are observed on training samples alone: the last epoch, at whose end validation is scored, keeps
+    the ranges it began with.
     """
-    traced = getattr(pieces(converted)["head"], "traced", None)
-    nodes = [n for n in traced.graph.nodes if "dequantize_per_tensor" in str(n.target)] if traced is not None else []
-    if not nodes:
-        raise UsageError("the head's output is not quantized: it has no step")
-    return float(nodes[-1].args[1])
+    prepare(model.deployed, {m.name: m.shape for m in data.source.modalities})
+    torch.manual_seed(seed)
+    _observe(model, data.train, recipe.schedule.batch_size)
+    epochs = recipe.export.qat_epochs
+
+    def before_epoch(trained: TrainingModel, epoch: int) -> None:
+        if epoch == epochs - 1:
+            trained.apply(_disable_observer())
+
+    if epochs:
+        hooks = Hooks(before_epoch=before_epoch, after_epoch=report)
+        fit(model, data, quantization_schedule(recipe), seed=seed, hooks=hooks)
+    freeze_observers(model.deployed)
+    return convert(model.deployed)
+
+
+@torch.no_grad()
+def _observe(model: TrainingMars, train: Split, batch_size: int) -> None:
+    """Gives every observer its first ranges, before any gradient sees a quantizer."""
+    model.train()
+    sampler = MaskSampler(model.deployed.modalities, start=1, tau=1.0, floor=0.0)
+    order = torch.randperm(len(train))[: _OBSERVED_BATCHES * batch_size]
+    for indices in order.split(batch_size):
+        model(train.batch(indices), sampler.masks(sampler.draw(len(indices))))

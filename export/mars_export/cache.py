@@ -1,0 +1,65 @@
+"""The converted pieces of a run, kept in RUN/qat so that every artifact of it has the same scales.
+
+    RUN/qat/<method>.pt2   one exported program per piece, any batch
+    RUN/qat/key.json       what they were made from; written last
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mars_export import quantize
+from mars_export.hush import hushed
+from mars_training.checkpoint import write_atomically, write_json
+from mars_training.model.mars import DeployedMars
+from mars_training.recipe import Recipe
+
+
+def key(run: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Equal keys give equal pieces: the weights, the schedule, the seed and torch's version."""
+    weights = hashlib.sha256((run / "selected.safetensors").read_bytes()).hexdigest()
+    qat = {"epochs": recipe.export.qat_epochs, "rate": recipe.export.qat_rate}
+    return {"weights": weights, "qat": qat, "seed": seed, "torch": torch.__version__}
+
+
+def save(folder: Path, wanted: Mapping[str, Any], converted: DeployedMars, shapes: Mapping[str, Any]) -> None:
+    """Writes every converted piece of the model."""
+    (folder / "key.json").unlink(missing_ok=True)
+    examples = quantize.example_inputs(converted, shapes, batch=2)
+    for method, piece in quantize.pieces(converted).items():
+        with hushed(), torch.no_grad():
+            program = quantize.trace(piece, examples[method])
+            _write_program(folder / f"{method}.pt2", program)
+    write_json(folder / "key.json", dict(wanted))
+
+
+def _write_program(path: Path, program: torch.export.ExportedProgram) -> None:
+    # torch.export.save insists on the suffix .pt2, which the temporary name lacks: it gets an open file.
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            torch.export.save(program, file)
+
+    write_atomically(path, write)
+
+
+def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> DeployedMars | None:
+    """`deployed` with the stored pieces in place of its own; None when they are of another key or incomplete."""
+    stored = folder / "key.json"
+    if not stored.exists() or json.loads(stored.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
+        return None
+    converted = copy.deepcopy(deployed)
+    for method in quantize.pieces(deployed):
+        path = folder / f"{method}.pt2"
+        if not path.exists():
+            return None
+        with hushed(), path.open("rb") as file:
+            program = torch.export.load(file)
+        quantize.replace_piece(converted, method, quantize.Piece(program.module()))
+    return converted
