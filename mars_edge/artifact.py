@@ -177,7 +177,8 @@ def _metadata(model: bytes | memoryview) -> dict[str, str]:
     for number, value in _fields(memoryview(model)):
         if number == _METADATA_FIELD:
             entry = dict(_fields(value))
-            entries[bytes(entry.get(1, b"")).decode("utf-8")] = bytes(entry.get(2, b"")).decode("utf-8")
+            key, text = (bytes(entry.get(part, b"")).decode("utf-8", errors="replace") for part in (1, 2))
+            entries[key] = text
     return entries
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from mars_edge.artifact import Sealed, verify
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
+from mars_runtime.commands.options import OneLineParser
 from mars_runtime.engines import engine_status, read_manifest
 from mars_runtime.models import find_model
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="mars-edge info",
         description="Print what an artifact says about itself, or which engines are on this machine.",
         epilog="Example: mars-edge info face_antispoof.pte",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
 from mars_edge.artifact import verify
+from mars_runtime.commands.options import OneLineParser
 from mars_runtime.models import find_model
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         UsageError: no such file.
         ModelFileError: the file is damaged or no artifact.
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="mars-edge verify",
         description="Check that an artifact is byte for byte what was exported. Exit code 4 if it is not.",
         epilog="Example: mars-edge verify face_antispoof.pte",
