@@ -68,7 +68,7 @@ class Settings:
 
     policy: Policy
     rate_hz: float | None = None
-    gather_s: float = 1.0
+    gather_s: float = 2.0
     settle_share: float = 0.25
     allow_uncertified: bool = False
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

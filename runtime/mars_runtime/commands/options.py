@@ -35,13 +35,13 @@ def open_from(options: argparse.Namespace) -> Engine:
     )
 
 
-def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """An argparse type: a finite number above 0."""
+def positive(kind: type[int] | type[float], *, zero: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number above 0, or from 0 on with `zero`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not 0 <= value < math.inf or (value == 0 and not zero):
+            raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
         return value
 
     # argparse names the type in its own message for text that is no number.

@@ -136,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")
     add("--on-missing", choices=policy.ON_MISSING, help="what a missing sensor means; only stricter than the model's")
     add("--unsafe", action="store_true", help="let --on-missing loosen, and decide on uncertified subsets")
-    add("--seed", type=int, default=0, help="of the simulated rig and the injected faults (default 0)")
+    add(
+        "--seed",
+        type=positive(int, zero=True),
+        default=0,
+        help="of the simulated rig and the injected faults (default 0)",
+    )
     add("--quiet", action="store_true", help="nothing on stderr but errors")
     return parser

@@ -51,6 +51,8 @@ class FaultyDriver:
         """The next frame as the faults leave it, or None."""
         self._refuse_if_unplugged()
         frame = self._inner.read(timeout_s)
+        # Again: reading takes time, and the plug may be pulled meanwhile.
+        self._refuse_if_unplugged()
         for fault in self._active():
             frame = self._apply(fault, frame)
         if frame is not None and not self._is("stuck"):

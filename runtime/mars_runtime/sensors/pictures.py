@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from numpy.typing import NDArray
 from mars_edge.errors import SensorError
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 from mars_runtime.sensors.pace import Pacer
+from mars_runtime.sensors.vision import load_opencv
 
+_MOST_PIXELS = 2**26
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".webp", ".npy")
 
 
@@ -25,9 +29,10 @@ def load_picture(path: Path) -> NDArray[Any]:
     """
     if path.suffix.lower() == ".npy":
         return _load_array(path)
-    import cv2
-
-    image = cv2.imdecode(_bytes(path), cv2.IMREAD_UNCHANGED)
+    cv2 = load_opencv()
+    content = _bytes(path)
+    _refuse_giants(content, path)
+    image: NDArray[Any] | None = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if image is None:
         raise SensorError(f"{path}: not a readable image")
     if image.ndim == 3 and image.shape[2] >= 3:
@@ -45,10 +50,20 @@ def _bytes(path: Path) -> NDArray[np.uint8]:
     return content
 
 
+def _refuse_giants(content: NDArray[np.uint8], path: Path) -> None:
+    """A damaged PNG header can claim gigapixels, which OpenCV would allocate before it looks further."""
+    head = content[:24].tobytes()
+    if head.startswith(b"\x89PNG") and len(head) == 24:
+        width, height = struct.unpack(">II", head[16:])
+        if width * height > _MOST_PIXELS:
+            raise SensorError(f"{path}: claims {width} x {height} pixels, allowed are {_MOST_PIXELS} in all")
+
+
 def _load_array(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first: a header that claims more than the file holds is refused instead of allocated.
+        array: NDArray[Any] = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise SensorError(f"{path}: not a readable .npy array", gone=not path.exists()) from error
     return array
 

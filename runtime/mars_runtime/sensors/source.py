@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.modality import Modality
@@ -16,6 +18,7 @@ from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.pictures import PICTURE_SUFFIXES, PictureSequence, StillPicture, load_picture
 from mars_runtime.sensors.simulated import RIG_MODALITIES, SimulatedSensor, World
 from mars_runtime.sensors.video import VIDEO_SUFFIXES, Camera, VideoFile
+from mars_runtime.sensors.vision import hushed
 from mars_runtime.sensors.wav import WavFile, load_wav
 
 ALLOWED = (
@@ -170,11 +173,11 @@ def _file(spec: SensorSpec, modality: Modality) -> Driver:
     suffix = path.suffix.lower()
     if suffix == ".wav":
         _need_kind(spec, modality, ("audio",), "a wav file")
-        load_wav(path, modality.rate_hz)
+        _check_first(modality, lambda: load_wav(path, modality.rate_hz), where)
         return WavFile(path, modality)
     if suffix in PICTURE_SUFFIXES:
         _need_kind(spec, modality, _picture_kinds(suffix), f"a {suffix} file")
-        _check_first(modality, path, where)
+        _check_first(modality, lambda: load_picture(path), where)
         return StillPicture(path, rate_hz=_rate_hz(spec, modality))
     if suffix in VIDEO_SUFFIXES:
         _need_kind(spec, modality, ("image",), "a video file")
@@ -183,10 +186,12 @@ def _file(spec: SensorSpec, modality: Modality) -> Driver:
     raise UsageError(f"{where}: unknown file type {suffix!r}; known: {known}")
 
 
-def _check_first(modality: Modality, path: Path, where: str) -> None:
+def _check_first(modality: Modality, load: Callable[[], NDArray[Any]], where: str) -> None:
     """Files are the user's choice, so a wrong one is refused before anything starts."""
     try:
-        modality.preprocess(load_picture(path))
+        with hushed():
+            sample = load()
+        modality.preprocess(sample)
     except MarsEdgeError as error:
         raise UsageError(f"{where}: {error}") from error
 
@@ -194,7 +199,8 @@ def _check_first(modality: Modality, path: Path, where: str) -> None:
 def _video(path: Path, rate_hz: float, where: str) -> VideoFile:
     driver = VideoFile(path, rate_hz=rate_hz)
     try:
-        driver.open()
+        with hushed():
+            driver.open()
     except SensorError as error:
         raise UsageError(f"{where}: {error}") from error
     return driver
@@ -216,7 +222,7 @@ def _sequence(spec: SensorSpec, modality: Modality) -> Driver:
         raise UsageError(f"{where}: {odd[0].name} is no image; known: {', '.join(PICTURE_SUFFIXES)}")
     for suffix in {path.suffix.lower() for path in paths}:
         _need_kind(spec, modality, _picture_kinds(suffix), f"a sequence of {suffix} files")
-    _check_first(modality, paths[0], where)
+    _check_first(modality, lambda: load_picture(paths[0]), where)
     return PictureSequence(paths, pattern=spec.source, rate_hz=_rate_hz(spec, modality))
 
 

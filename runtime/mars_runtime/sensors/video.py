@@ -11,26 +11,13 @@ from numpy.typing import NDArray
 from mars_edge.errors import SensorError
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 from mars_runtime.sensors.pace import Pacer
+from mars_runtime.sensors.vision import load_opencv
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mjpg", ".ts", ".mpg")
 _OPEN_TIMEOUT_MS = 5000
 _READ_TIMEOUT_MS = 1000
 # Pixel formats that reach us without lossy compression: two equal frames are then a fault.
 _UNCOMPRESSED = ("YUYV", "UYVY", "GREY", "Y16 ", "Z16 ", "NV12", "YU12", "BGR3", "RGB3")
-
-
-def load_opencv() -> Any:
-    """The `cv2` module, quiet and with one thread.
-
-    Its worker threads would compete with the model for the cores of a small device; its warnings
-    on stderr repeat what `SensorError` says.
-    """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
-
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
 
 
 def _to_rgb(cv2: Any, image: NDArray[Any]) -> NDArray[Any]:

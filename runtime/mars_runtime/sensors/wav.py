@@ -32,10 +32,13 @@ def load_wav(path: Path, rate_hz: float) -> NDArray[np.float32]:
             content = file.readframes(frames)
     except OSError as error:
         raise SensorError(f"{path}: {error.strerror}", gone=not path.exists()) from error
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:
+        # RuntimeError: the standard library's answer to a chunk that claims to be longer than the file.
         raise UsageError(f"{path}: not a readable PCM WAV file ({error or 'it ends early'})") from error
     if channels != 1:
         raise UsageError(f"{path}: has {channels} channels, expected 1 (mono)")
+    if width not in (1, 2, 3, 4):
+        raise UsageError(f"{path}: has samples of {width} bytes, expected 1 to 4")
     if file_rate_hz != rate_hz:
         raise UsageError(f"{path}: is sampled at {file_rate_hz} Hz, expected {rate_hz:g} Hz")
     if not content:

@@ -1,0 +1,517 @@
+"""What every sensor driver promises, checked on every driver."""
+
+from __future__ import annotations
+
+import http.server
+import sys
+import threading
+import time
+import types
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mars_edge.errors import MarsEdgeError, SensorError, UsageError
+from mars_edge.faults import parse_fault
+from mars_edge.modality import Modality
+from mars_edge.rig import Rig
+from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError
+from mars_runtime.sensors.faulty import FaultyDriver
+from mars_runtime.sensors.pace import Pacer
+from mars_runtime.sensors.simulated import World
+from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, load_table, make_driver, parse_flag
+from mars_runtime.sensors.video import Camera
+
+RATE_HZ = 50.0
+RGB = Modality(name="rgb", kind="image", channels=3, size=(24, 32), dtype="uint8", range=(0, 255), rate_hz=RATE_HZ)
+DEPTH = Modality(name="depth", kind="image", size=(24, 32), dtype="uint16", range=(0, 4000), rate_hz=RATE_HZ)
+VOICE = Modality(name="voice", kind="audio", rate_hz=8000, window_s=0.5)
+MOTION = Modality(name="motion", kind="sequence", channels=2, length=8, rate_hz=RATE_HZ)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One driver with the modality it feeds."""
+
+    driver: Driver
+    modality: Modality
+
+
+def picture(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def write_wav(path: Path, seconds: float, rate_hz: int = 8000, channels: int = 1) -> np.ndarray[Any, Any]:
+    values = np.random.default_rng(5).integers(-(2**15), 2**15, (round(seconds * rate_hz), channels), np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate_hz, 0, "NONE", ""))
+        file.writeframes(values.tobytes())
+    return values[:, 0]
+
+
+def source(name_and_source: str, modality: Modality) -> Case:
+    driver = make_driver(parse_flag(name_and_source), modality, World(0, RATE_HZ))
+    return Case(driver, modality)
+
+
+def simulated(tmp_path: Path) -> Case:
+    return source("depth=sim:", DEPTH)
+
+
+def still(tmp_path: Path) -> Case:
+    cv2.imwrite(str(tmp_path / "still.png"), picture(0))
+    return source(f"rgb={tmp_path}/still.png", RGB)
+
+
+def array(tmp_path: Path) -> Case:
+    np.save(tmp_path / "rows.npy", np.zeros((5, 2), np.float32))
+    return source(f"motion={tmp_path}/rows.npy", MOTION)
+
+
+def sequence(tmp_path: Path) -> Case:
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), picture(index).astype(np.uint16)[:, :, 0])
+    return source(f"depth={tmp_path}/*.png", DEPTH)
+
+
+def sound_file(tmp_path: Path) -> Case:
+    write_wav(tmp_path / "voice.wav", 0.7)
+    return source(f"voice={tmp_path}/voice.wav", VOICE)
+
+
+def video_file(tmp_path: Path) -> Case:
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), RATE_HZ, (32, 24))
+    for index in range(4):
+        writer.write(picture(index))
+    writer.release()
+    return source(f"rgb={tmp_path}/clip.avi", RGB)
+
+
+def faulty(tmp_path: Path) -> Case:
+    fault = parse_fault("depth=garbage@0s", ["depth"])
+    return Case(FaultyDriver(simulated(tmp_path).driver, [fault], epoch_s=time.monotonic(), seed=0), DEPTH)
+
+
+def microphone(tmp_path: Path) -> Case:
+    return source("voice=audio:0", VOICE)
+
+
+class FakeInputStream:
+    """PortAudio's blocking input, always full of noise."""
+
+    def __init__(self, **options: Any) -> None:
+        self.read_available = 8000
+        self._generator = np.random.default_rng(0)
+
+    def start(self) -> None:
+        pass
+
+    def read(self, frames: int) -> tuple[np.ndarray[Any, Any], bool]:
+        return self._generator.uniform(-1, 1, (frames, 1)).astype(np.float32), True
+
+    def close(self, ignore_errors: bool = True) -> None:
+        self.read_available = 0
+
+
+@pytest.fixture
+def portaudio(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    fake = types.SimpleNamespace(
+        InputStream=FakeInputStream, PortAudioError=RuntimeError, _terminate=lambda: None, _initialize=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return fake
+
+
+FINITE = [sequence, sound_file, video_file]
+ALL = [simulated, still, array, faulty, microphone, *FINITE]
+every_driver = pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
+Make = Callable[[Path], Case]
+
+
+@pytest.fixture
+def opened(make: Make, tmp_path: Path, portaudio: object) -> Iterator[Case]:
+    case = make(tmp_path)
+    case.driver.open()
+    yield case
+    case.driver.close()
+
+
+def next_frame(driver: Driver) -> Frame:
+    until_s = time.monotonic() + 2.0
+    while time.monotonic() < until_s:
+        frame = driver.read(0.1)
+        if frame is not None:
+            return frame
+    raise AssertionError("no frame within 2 s")
+
+
+@every_driver
+def test_frames_are_what_the_modality_declares(opened: Case) -> None:
+    for _ in range(2):
+        assert opened.modality.preprocess(next_frame(opened.driver).data).shape == opened.modality.shape
+
+
+@every_driver
+def test_traits_are_known_before_open(make: Make, tmp_path: Path, portaudio: object) -> None:
+    traits = make(tmp_path).driver.traits
+    assert traits.description
+    assert traits.rate_hz > 0.0
+    assert not (traits.static and traits.finite)
+
+
+@every_driver
+def test_read_before_open_is_a_sensor_error(make: Make, tmp_path: Path, portaudio: object) -> None:
+    driver = make(tmp_path).driver
+    driver.close()
+    with pytest.raises(SensorError, match="read before open"):
+        driver.read(0.1)
+
+
+@every_driver
+def test_close_may_be_repeated_and_a_closed_driver_opens_again(opened: Case) -> None:
+    next_frame(opened.driver)
+    opened.driver.close()
+    opened.driver.close()
+    opened.driver.open()
+    next_frame(opened.driver)
+
+
+@every_driver
+def test_read_does_not_outstay_its_timeout(opened: Case) -> None:
+    next_frame(opened.driver)
+    begin_s = time.monotonic()
+    opened.driver.read(0.0)
+    assert time.monotonic() - begin_s < 0.5
+
+
+@every_driver
+def test_a_later_read_leaves_earlier_frames_alone(opened: Case) -> None:
+    first = next_frame(opened.driver).data
+    copy = first.copy()
+    next_frame(opened.driver)
+    assert np.array_equal(first, copy)
+
+
+@every_driver
+def test_no_driver_starts_a_thread(make: Make, tmp_path: Path, portaudio: object) -> None:
+    before = threading.active_count()
+    driver = make(tmp_path).driver
+    driver.open()
+    next_frame(driver)
+    assert threading.active_count() == before
+    driver.close()
+
+
+@pytest.mark.parametrize("make", FINITE, ids=lambda make: make.__name__)
+def test_a_finite_source_marks_its_last_frame_and_then_says_so(opened: Case) -> None:
+    frames = [next_frame(opened.driver)]
+    while not frames[-1].last:
+        frames.append(next_frame(opened.driver))
+        assert len(frames) <= 10
+    assert opened.driver.traits.finite
+    with pytest.raises(SourceEndedError, match="at its end"):
+        opened.driver.read(0.1)
+    opened.driver.close()
+    opened.driver.open()
+    with pytest.raises(SourceEndedError, match="at its end"):
+        opened.driver.read(0.1)
+
+
+def test_a_sequence_keeps_16_bits_and_natural_order(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        cv2.imwrite(str(tmp_path / f"frame{number}.png"), np.full((24, 32), 4000 + number, np.uint16))
+    driver = source(f"depth={tmp_path}/frame*.png", DEPTH).driver
+    driver.open()
+    frames = [next_frame(driver).data for _ in range(3)]
+    assert [frame.dtype for frame in frames] == [np.uint16] * 3
+    assert [int(frame[0, 0]) for frame in frames] == [4001, 4002, 4010]
+
+
+@pytest.mark.parametrize("make", [still, video_file], ids=lambda make: make.__name__)
+def test_colour_comes_in_rgb_order(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    red_in_bgr = np.zeros((24, 32, 3), np.uint8)
+    red_in_bgr[:, :, 2] = 250
+    monkeypatch.setitem(globals(), "picture", lambda seed: red_in_bgr)
+    driver = make(tmp_path).driver
+    driver.open()
+    red, green, blue = next_frame(driver).data.reshape(-1, 3).mean(axis=0)
+    assert red > 240
+    assert green < 10
+    assert blue < 10
+    driver.close()
+
+
+def test_an_alpha_channel_is_dropped(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "rgba.png"), np.dstack([picture(1), np.full((24, 32), 9, np.uint8)]))
+    driver = source(f"rgb={tmp_path}/rgba.png", RGB).driver
+    driver.open()
+    assert np.array_equal(next_frame(driver).data, picture(1)[:, :, ::-1])
+
+
+def test_a_short_wav_is_one_whole_frame(tmp_path: Path) -> None:
+    values = write_wav(tmp_path / "short.wav", 0.2)
+    driver = source(f"voice={tmp_path}/short.wav", VOICE).driver
+    driver.open()
+    frame = next_frame(driver)
+    assert frame.last
+    assert np.array_equal(frame.data, values.astype(np.float32) / 32768.0)
+
+
+def test_the_windows_of_a_long_wav_overlap_and_reach_its_end(tmp_path: Path) -> None:
+    signal = write_wav(tmp_path / "long.wav", 0.63).astype(np.float32) / 32768.0
+    driver = source(f"voice={tmp_path}/long.wav", VOICE).driver
+    driver.open()
+    frames = [next_frame(driver)]
+    while not frames[-1].last:
+        frames.append(next_frame(driver))
+    assert len(frames) == 4  # 0.5 s, then hops of 50 ms: 0.55, 0.6, and the rest
+    assert all(frame.data.size == 4000 for frame in frames)
+    assert np.array_equal(frames[0].data, signal[:4000])
+    assert np.array_equal(frames[-1].data, signal[-4000:])
+
+
+@pytest.mark.parametrize(("width", "scale"), [(1, 2**7), (2, 2**15), (3, 2**23), (4, 2**31)])
+def test_pcm_of_every_width_is_scaled_to_one(tmp_path: Path, width: int, scale: int) -> None:
+    levels = [-scale, -1, 0, 1, scale - 1]
+    stored = b"".join(
+        (level + 128).to_bytes(1, "little") if width == 1 else level.to_bytes(width, "little", signed=True)
+        for level in levels
+    )
+    with wave.open(str(tmp_path / "pcm.wav"), "wb") as file:
+        file.setparams((1, width, 8000, 0, "NONE", ""))
+        file.writeframes(stored)
+    driver = source(f"voice={tmp_path}/pcm.wav", VOICE).driver
+    driver.open()
+    assert np.allclose(next_frame(driver).data, np.array(levels) / scale, rtol=0, atol=1e-7)
+
+
+def test_the_simulated_sensors_show_one_world() -> None:
+    world, rig = World(3, RATE_HZ), Rig(seed=3, rate_hz=RATE_HZ)
+    for name in ("rgb", "depth", "ir"):
+        driver = make_driver(parse_flag(f"rgb=sim:{name}"), RGB, world)
+        driver.open()
+        frame = next_frame(driver)
+        assert frame.sequence is not None
+        assert np.array_equal(frame.data, rig.frame(name, frame.sequence / RATE_HZ))
+
+
+def test_a_microphone_hands_out_full_windows_and_counts_overflows(portaudio: object) -> None:
+    from mars_runtime.sensors.microphone import Microphone
+
+    driver = Microphone("0", VOICE)
+    driver.open()
+    frame = next_frame(driver)
+    assert frame.data.shape == (4000,)
+    assert driver.overflows == 10  # ten hops of 50 ms fill the window
+
+
+def test_a_microphone_without_portaudio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    with pytest.raises(UsageError) as error:
+        source("voice=audio:", VOICE)
+    assert str(error.value) == "a microphone needs the PortAudio library: apt install libportaudio2"
+
+
+def test_an_absent_camera_is_gone() -> None:
+    driver = source("rgb=97", RGB).driver
+    with pytest.raises(SensorError) as error:
+        driver.open()
+    assert error.value.gone
+    assert str(error.value) == "/dev/video97: no such device"
+
+
+class MjpegHandler(http.server.BaseHTTPRequestHandler):
+    """Three JPEG frames as multipart/x-mixed-replace, then the connection closes."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for index in range(3):
+            jpeg = cv2.imencode(".jpg", cv2.resize(picture(index), (320, 240)))[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            self.wfile.write(head.encode() + jpeg + b"\r\n")
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def mjpeg_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MjpegHandler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_network_camera_gives_frames_and_then_an_error_when_the_server_ends(mjpeg_server: str) -> None:
+    driver = Camera(mjpeg_server, rate_hz=15.0)
+    driver.open()
+    assert next_frame(driver).data.shape == (240, 320, 3)
+    with pytest.raises(SensorError, match="gave no frame"):
+        for _ in range(4):
+            driver.read(0.1)
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("flag", "modality", "message"),
+    [
+        ("depth", DEPTH, "--sensor 'depth' is not NAME=SOURCE, e.g. depth=sim: or rgb=0"),
+        ("depth=", DEPTH, "--sensor 'depth=' is not NAME=SOURCE, e.g. depth=sim: or rgb=0"),
+        ("depth=ftp://x", DEPTH, f"--sensor depth=ftp://x: unknown source 'ftp:'; allowed: {ALLOWED}"),
+        ("depth=no.png", DEPTH, f"--sensor depth=no.png: no such file; allowed: {ALLOWED}"),
+        ("depth=no/*.png", DEPTH, "--sensor depth=no/*.png: no file matches"),
+        ("voice=0", VOICE, "--sensor voice=0: a camera cannot feed voice, which is audio"),
+        ("voice=http://x", VOICE, "--sensor voice=http://x: a video stream cannot feed voice, which is audio"),
+        ("voice=sim:", VOICE, "--sensor voice=sim:: the simulated rig has no 'voice'; it has: rgb, depth, ir"),
+        (
+            "rgb=sim:thermal",
+            RGB,
+            "--sensor rgb=sim:thermal: the simulated rig has no 'thermal'; it has: rgb, depth, ir",
+        ),
+    ],
+)
+def test_a_wrong_source_is_one_line_that_says_what_is_allowed(flag: str, modality: Modality, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        source(flag, modality)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("file", "modality", "message"),
+    [
+        ("grey.png", RGB, "rgb: image has shape (24, 32), expected (H, W, 3)"),
+        ("grey.png", DEPTH, "depth: sample is uint8, expected uint16"),
+        ("broken.png", RGB, "{path}: not a readable image"),
+        ("empty.png", RGB, "{path}: the file is empty"),
+        ("broken.npy", MOTION, "{path}: not a readable .npy array"),
+        ("broken.mp4", RGB, "{path}: not a video OpenCV can decode"),
+        ("grey.png", VOICE, "a .png file cannot feed voice, which is audio"),
+        ("notes.txt", RGB, "unknown file type '.txt'; known: "),
+        (".", RGB, "is a folder; name its files, e.g. "),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_starts(
+    tmp_path: Path, file: str, modality: Modality, message: str
+) -> None:
+    cv2.imwrite(str(tmp_path / "grey.png"), picture(0)[:, :, 0])
+    for name in ("broken.png", "broken.npy", "broken.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"this is no picture")
+    (tmp_path / "empty.png").touch()
+    path = tmp_path / file
+    with pytest.raises(UsageError) as error:
+        source(f"{modality.name}={path}", modality)
+    assert str(error.value).startswith(f"--sensor {modality.name}={path}: {message.format(path=path)}")
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "seconds", "message"),
+    [
+        (16000, 1, 0.1, "is sampled at 16000 Hz, expected 8000 Hz"),
+        (8000, 2, 0.1, "has 2 channels, expected 1 (mono)"),
+        (8000, 1, 0.0, "holds no audio samples"),
+    ],
+)
+def test_a_wrong_wav_is_refused(tmp_path: Path, rate_hz: int, channels: int, seconds: float, message: str) -> None:
+    path = tmp_path / "odd.wav"
+    write_wav(path, seconds, rate_hz, channels)
+    with pytest.raises(UsageError) as error:
+        source(f"voice={path}", VOICE)
+    assert str(error.value) == f"--sensor voice={path}: {path}: {message}"
+
+
+def test_no_bytes_crash_the_readers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    good = {".png": cv2.imencode(".png", picture(0))[1].tobytes()}
+    write_wav(tmp_path / "good.wav", 0.1)
+    good[".wav"] = (tmp_path / "good.wav").read_bytes()
+    np.save(tmp_path / "good.npy", picture(0))
+    good[".npy"] = (tmp_path / "good.npy").read_bytes()
+    for suffix, content in good.items():
+        modality = VOICE if suffix == ".wav" else RGB
+        for trial in range(60):
+            damaged = bytearray(content[: generator.integers(1, len(content))])
+            for at in generator.integers(0, min(64, len(damaged)), 3):
+                damaged[at] = generator.integers(0, 256)
+            path = tmp_path / f"damaged{suffix}"
+            path.write_bytes(damaged)
+            try:
+                case = source(f"{modality.name}={path}", modality)
+            except MarsEdgeError as error:
+                assert "\n" not in str(error), trial
+            else:
+                case.driver.open()
+
+
+def test_names_must_be_the_models_and_unique() -> None:
+    with pytest.raises(UsageError) as error:
+        check_names([SensorSpec(name="thermal", source="0")], ["rgb", "depth"])
+    assert str(error.value) == "unknown sensor 'thermal'; this model has: rgb, depth"
+    with pytest.raises(UsageError) as error:
+        check_names([SensorSpec(name="rgb", source="0"), SensorSpec(name="rgb", source="1")], ["rgb", "depth"])
+    assert str(error.value) == "sensor 'rgb' is given twice; each of rgb, depth may have one source"
+
+
+def test_a_toml_file_gives_the_same_specs_as_flags(tmp_path: Path) -> None:
+    path = tmp_path / "sensors.toml"
+    path.write_text(
+        '[sensor.rgb]\nsource = "0"\n[sensor.depth]\nsource = "sim:"\nrate_hz = 5\nhealth = {stale_s = 1}\n'
+    )
+    assert load_table(path) == [
+        parse_flag("rgb=0"),
+        SensorSpec(name="depth", source="sim:", rate_hz=5.0, health={"stale_s": 1}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[camera]\n", "unknown key 'camera'; known keys: sensor"),
+        ("[sensor.rgb]\n", "sensor.rgb: source is None, expected one of: "),
+        ('[sensor.rgb]\nsource="0"\nfps=3', "sensor.rgb: unknown key 'fps'; known keys: source, rate_hz, health"),
+        ('[sensor.rgb]\nsource="0"\nrate_hz=0', "sensor.rgb: rate_hz is 0, expected a number above 0, up to 1000"),
+        ("sensor = 3", "expected one [sensor.NAME] table per sensor"),
+        ("sensor.rgb = [", "not TOML: "),
+    ],
+)
+def test_a_wrong_toml_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sensors.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_table(path)
+    assert str(error.value).startswith(f"--sensors {path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pacer_grants_one_frame_per_period_and_skips_what_was_missed() -> None:
+    now_s = [100.0]
+
+    def sleep(duration_s: float) -> None:
+        now_s[0] += duration_s
+
+    pacer = Pacer(10.0, clock=lambda: now_s[0], sleep=sleep)
+    assert pacer.wait(0.0)
+    assert not pacer.wait(0.05)
+    assert pacer.wait(0.06)
+    assert now_s[0] == pytest.approx(100.1)
+    now_s[0] += 0.55
+    assert pacer.wait(0.0)
+    assert not pacer.wait(0.01)
+    assert pacer.wait(0.1)
+    assert now_s[0] == pytest.approx(100.7)

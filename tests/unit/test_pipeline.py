@@ -1,0 +1,381 @@
+"""The decision loop on a made-up clock, with a small engine that writes down what it was asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mars_edge.errors import NoSensorError, UsageError
+from mars_edge.manifest import Manifest, Policy
+from mars_edge.modality import Modality
+from mars_runtime.capture import Delivery, Doorbell, Sample
+from mars_runtime.decision import Decision
+from mars_runtime.health import Ended, Event, ReadFailed, SampleSeen
+from mars_runtime.pipeline import Pipeline, Settings
+from mars_runtime.sensors.driver import Frame, Traits
+from tests.fake_engine import FakeEngine, manifest, point
+
+RATE_HZ = 15.0
+NAMES = ("rgb", "depth", "ir")
+SMALL = tuple(
+    Modality(name=name, kind="image", channels=channels, size=(8, 8), dtype="uint8", range=(0, 255))
+    for name, channels in (("rgb", 3), ("depth", 1), ("ir", 1))
+)
+
+
+class Bench:
+    """Time, feeds and a pipeline; `tick` advances one period and decides."""
+
+    def __init__(self, model: Manifest | None = None, names: Sequence[str] = NAMES, **settings: Any) -> None:
+        self.now_s = 500.0
+        self.engine = FakeEngine(model or manifest(SMALL))
+        self.feeds = {name: FakeFeed(self) for name in names}
+        self.pipeline = Pipeline(
+            self.engine,
+            self.feeds,
+            Settings(**{"policy": self.engine.manifest.policy, "gather_s": 0.0, "rate_hz": RATE_HZ, **settings}),
+            doorbell=Doorbell(),
+            clock=lambda: self.now_s,
+            utc=lambda: 1_700_000_000.0,
+            wait=self.wait,
+        )
+        self.pipeline.start()
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def tick(self, giving: Iterable[str] = (), **decide: Any) -> Decision:
+        self.now_s += 1.0 / RATE_HZ
+        for name in giving:
+            self.feeds[name].give()
+        return self.pipeline.decide(**decide)
+
+    def ticks(self, count: int, giving: Iterable[str]) -> Decision:
+        given = list(giving)
+        decisions = [self.tick(given) for _ in range(count)]
+        return decisions[-1]
+
+
+class FakeFeed:
+    """A capture thread without the thread."""
+
+    def __init__(self, bench: Bench, **traits: Any) -> None:
+        self.bench = bench
+        self.traits = Traits(**{"description": "fake", "rate_hz": RATE_HZ, "raw": True, **traits})
+        self.received = 0
+        self.last_error: str | None = None
+        self.sample: Sample | None = None
+        self.events: list[Event] = []
+
+    @property
+    def waiting(self) -> bool:
+        return self.sample is not None
+
+    def give(self, data: Any = None, *, last: bool = False, usable: bool = True) -> None:
+        name = next(name for name, feed in self.bench.feeds.items() if feed is self)
+        channels = self.bench.engine.manifest.modality(name).channels
+        default = np.full((8, 8, channels), 10 + self.received % 200, np.uint8)
+        self.received += 1
+        self.sample = Sample(frame=Frame(data=default if data is None else data, last=last), at_s=self.bench.now_s)
+        self.events.append(SampleSeen(at_s=self.bench.now_s, usable=usable))
+        if last:
+            self.events.append(Ended(at_s=self.bench.now_s))
+
+    def fail(self, *, gone: bool) -> None:
+        self.last_error = "it broke"
+        self.events.append(ReadFailed(at_s=self.bench.now_s, gone=gone))
+
+    def take(self) -> Delivery:
+        delivery = Delivery(sample=self.sample, events=tuple(self.events))
+        self.sample, self.events = None, []
+        return delivery
+
+
+def test_a_decision_has_exactly_the_documented_fields() -> None:
+    line = Bench().tick(NAMES).to_dict()
+    assert json.loads(json.dumps(line, allow_nan=False)) == {
+        "seq": 0,
+        "t_utc": "2023-11-14T22:13:20.000Z",
+        "label": "bona_fide",
+        "score": pytest.approx(0.5, abs=0.5),
+        "threshold": 0.5,
+        "verdict": "accept",
+        "reason": None,
+        "subset": "rgb+depth+ir",
+        "modalities": {name: {"status": "ok", "reason": None, "age_ms": 0.0} for name in NAMES},
+        "experts": [{"id": 2, "gate": 0.75}, {"id": 3, "gate": 0.25}],
+        "latency_ms": {
+            "capture_wait": 0.0, "preprocess": 0.0, "encode.rgb": 0.1, "encode.depth": 0.1, "encode.ir": 0.1,
+            "fuse": 0.1, "experts": 0.1, "head": 0.1, "total": 0.0,
+        },
+        "age_ms": 0.0,
+    }  # fmt: skip
+
+
+def test_only_sensors_with_a_new_sample_are_encoded() -> None:
+    bench = Bench()
+    bench.tick(NAMES)
+    decision = bench.tick(["ir"])
+    assert bench.engine.calls[-1] == ({"ir"}, {"rgb", "depth"})
+    assert decision.subset == "rgb+depth+ir"
+    assert [stage for stage in decision.latency_ms if stage.startswith("encode.")] == ["encode.ir"]
+    assert decision.age_ms == pytest.approx(1000.0 / RATE_HZ)
+    assert decision.modalities["rgb"].age_s == pytest.approx(1.0 / RATE_HZ)
+
+
+def test_a_silent_sensor_is_masked_within_300_ms_with_its_reason_and_others_go_on() -> None:
+    bench = Bench()
+    bench.ticks(30, NAMES)
+    last_s = bench.now_s
+    while (decision := bench.tick(["rgb", "ir"])).subset == "rgb+depth+ir":
+        assert bench.now_s - last_s < 0.3
+    assert bench.now_s - last_s <= 0.3
+    assert decision.subset == "rgb+ir"
+    assert (decision.modalities["depth"].status, decision.modalities["depth"].reason) == ("missing", "stale")
+    assert "encode.depth" not in decision.latency_ms
+    assert bench.engine.calls[-1] == ({"rgb", "ir"}, set())
+    assert [index for index, _ in decision.experts] == [1, 3]
+    assert decision.outcome.verdict == "accept"
+
+
+def test_a_lost_sensor_comes_back_by_the_recovery_rule_and_is_encoded_afresh() -> None:
+    bench = Bench()
+    bench.ticks(30, NAMES)
+    assert bench.ticks(20, ["rgb", "ir"]).modalities["depth"].reason == "lost"
+    first_s, decision = bench.now_s + 1.0 / RATE_HZ, bench.tick(NAMES)
+    assert decision.modalities["depth"].reason == "recovering"
+    while (decision := bench.tick(NAMES)).subset == "rgb+ir":
+        assert "encode.depth" not in decision.latency_ms
+    assert bench.now_s - first_s == pytest.approx(1.0, abs=0.07)
+    assert bench.engine.calls[-1] == (set(NAMES), set())
+
+
+def test_a_feature_is_never_used_beyond_its_age_limit() -> None:
+    bench = Bench(health={"rgb": {"stale_s": 0.1}})
+    bench.ticks(30, NAMES)
+    for _ in range(10):
+        decision = bench.tick(["depth", "ir"])
+        if "rgb" in decision.subset:
+            assert decision.age_ms is not None
+            assert decision.age_ms <= 100.0
+
+
+def test_with_every_sensor_gone_it_abstains_and_keeps_going() -> None:
+    bench = Bench()
+    bench.ticks(30, NAMES)
+    for feed in bench.feeds.values():
+        feed.fail(gone=True)
+    calls = len(bench.engine.calls)
+    for _ in range(100):
+        decision = bench.tick()
+        assert (decision.outcome.verdict, decision.subset, decision.experts) == ("abstain", "none", ())
+        assert decision.age_ms is None
+        assert decision.outcome.reason == "no sensor is usable"
+    assert len(bench.engine.calls) == calls
+    assert bench.ticks(20, NAMES).outcome.verdict == "accept"
+
+
+def test_sensors_that_were_not_configured_are_missing_and_say_so() -> None:
+    decision = Bench(names=["ir"]).tick(["ir"])
+    assert decision.subset == "ir"
+    assert decision.to_dict()["modalities"]["rgb"] == {"status": "missing", "reason": "not configured", "age_ms": None}
+
+
+def test_no_sensor_ever_is_an_error_only_after_the_grace() -> None:
+    bench = Bench(health={name: {"start_grace_s": 2.0} for name in NAMES}, settle_share=0.0)
+    bench.feeds["rgb"].fail(gone=True)
+    verdicts = []
+    begin_s = bench.now_s
+    with pytest.raises(NoSensorError) as error:
+        verdicts.extend(decision.outcome.verdict for decision in bench.pipeline.decisions())
+    assert str(error.value) == "no sensor ever gave a sample (rgb: it broke; depth: no sample; ir: no sample)"
+    assert bench.now_s - begin_s == pytest.approx(2.0, abs=0.1)
+    assert set(verdicts) == {"abstain"}
+    assert len(verdicts) >= 30
+
+
+def test_one_sample_long_ago_is_enough_to_keep_trying() -> None:
+    bench = Bench(health={name: {"start_grace_s": 2.0} for name in NAMES}, settle_share=0.0)
+    bench.feeds["ir"].give()
+    stream = bench.pipeline.decisions()
+    for _ in range(200):
+        decision = next(stream)
+    assert decision.outcome.verdict == "abstain"
+    assert {name: s.reason for name, s in decision.modalities.items()} == {
+        "rgb": "absent", "depth": "absent", "ir": "lost",
+    }  # fmt: skip
+
+
+def test_a_first_sample_that_does_not_fit_names_sensor_given_and_expected() -> None:
+    bench = Bench()
+    bench.feeds["depth"].give(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UsageError) as error:
+        bench.tick()
+    expected = "sensor depth (fake): depth: image has shape (8, 8, 3), expected (H, W, 1) or (H, W)"
+    assert str(error.value) == expected
+
+
+def test_a_later_sample_that_does_not_fit_masks_the_sensor_until_it_recovers() -> None:
+    bench = Bench()
+    bench.ticks(3, NAMES)
+    bench.now_s += 1.0 / RATE_HZ
+    bench.feeds["rgb"].give()
+    bench.feeds["ir"].give()
+    bench.feeds["depth"].give(np.zeros((8, 8, 3), np.uint8))
+    decision = bench.pipeline.decide()
+    assert decision.subset == "rgb+ir"
+    assert decision.modalities["depth"].reason == "unusable"
+    assert bench.ticks(30, NAMES).subset == "rgb+depth+ir"
+
+
+def test_samples_with_nan_never_reach_the_engine() -> None:
+    sound = Modality(name="voice", kind="audio", rate_hz=1000, window_s=0.2)
+    bench = Bench(manifest((sound,)), ["voice"])
+    bench.feeds["voice"].give(np.zeros(200, np.float32))
+    bench.pipeline.decide()
+    bench.feeds["voice"].give(np.full(200, np.nan, np.float32), usable=False)
+    decision = bench.pipeline.decide()
+    assert decision.outcome.verdict == "abstain"
+    assert decision.modalities["voice"].reason == "unusable"
+
+
+def test_output_with_nan_abstains_and_is_valid_json() -> None:
+    bench = Bench()
+    bench.engine.logits = np.array([np.nan, 1.0], np.float32)
+    line = bench.tick(NAMES).to_dict()
+    assert (line["verdict"], line["score"], line["reason"]) == ("abstain", None, "the model gave no finite output")
+    json.dumps(line, allow_nan=False)
+
+
+def test_the_policy_of_the_settings_decides() -> None:
+    bench = Bench(policy=Policy(require=("depth",)))
+    assert bench.tick(["rgb", "ir"]).outcome.reason == "requires depth"
+
+
+def test_uncertified_subsets_decide_only_when_asked_to() -> None:
+    points = {"ir": point(certified=False)}
+    model = manifest(SMALL, operating_points=points)
+    assert Bench(model, ["ir"]).tick(["ir"]).outcome.verdict == "abstain"
+    assert Bench(model, ["ir"], allow_uncertified=True).tick(["ir"]).outcome.verdict == "accept"
+
+
+def finite(bench: Bench, name: str) -> None:
+    bench.feeds[name].traits = Traits(description="file", rate_hz=RATE_HZ, finite=True)
+
+
+def still(bench: Bench, name: str) -> None:
+    bench.feeds[name].traits = Traits(description="still", rate_hz=RATE_HZ, static=True)
+
+
+def test_the_stream_ends_after_the_decision_on_the_last_sample() -> None:
+    bench = Bench(names=["rgb", "ir"])
+    finite(bench, "rgb")
+    still(bench, "ir")
+    bench.feeds["rgb"].give(last=True)
+    bench.feeds["ir"].give()
+    decisions = list(bench.pipeline.decisions())
+    assert [decision.subset for decision in decisions] == ["rgb+ir"]
+
+
+def test_a_live_sensor_keeps_the_stream_going_after_a_file_has_ended() -> None:
+    bench = Bench(names=["rgb", "ir"], settle_share=0.0)
+    finite(bench, "rgb")
+    bench.feeds["rgb"].give(last=True)
+    stream = bench.pipeline.decisions()
+    for _ in range(10):
+        bench.feeds["ir"].give()
+        decision = next(stream)
+    assert decision.subset == "ir"
+    assert decision.modalities["rgb"].reason == "ended"
+
+
+def test_stop_ends_the_stream_after_the_decision_at_hand() -> None:
+    bench = Bench(settle_share=0.0)
+    bench.feeds["rgb"].give()
+    count = 0
+    for _ in bench.pipeline.decisions():
+        count += 1
+        bench.pipeline.stop()
+    assert count == 1
+
+
+def test_decisions_keep_their_rate_and_skip_periods_that_were_missed() -> None:
+    bench = Bench(settle_share=0.0, rate_hz=10.0)
+    stream = bench.pipeline.decisions()
+    times_s = []
+    for index in range(6):
+        bench.feeds["rgb"].give()
+        next(stream)
+        times_s.append(round(bench.now_s - 500.0, 3))
+        if index == 2:
+            bench.now_s += 0.25
+    assert times_s == [0.0, 0.1, 0.2, 0.5, 0.6, 0.7]
+    assert bench.pipeline.skipped_ticks == 2
+
+
+def test_silence_that_was_our_own_stall_does_not_mask_a_sensor() -> None:
+    def after_stall(**decide: Any) -> Decision:
+        bench = Bench()
+        bench.ticks(30, NAMES)
+        bench.now_s += 0.4
+        return bench.tick(NAMES, **decide)
+
+    assert after_stall().subset == "none"
+    assert after_stall(excused_s=0.4).subset == "rgb+depth+ir"
+
+
+def test_an_excused_stall_does_not_stretch_the_age_limit_of_features() -> None:
+    bench = Bench()
+    bench.ticks(30, NAMES)
+    bench.now_s += 0.4
+    decision = bench.tick(["rgb"], excused_s=0.4)
+    assert decision.subset == "rgb"
+    assert decision.to_dict()["modalities"]["ir"]["reason"] == "no sample"
+
+
+def test_the_first_decision_waits_for_every_sensor_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(arrivals: Callable[[Bench], None]) -> float:
+        bench = Bench(gather_s=0.0)
+        bench.pipeline._settings = Settings(policy=Policy(), gather_s=1.0, rate_hz=RATE_HZ)
+        begin_s = bench.now_s
+
+        def wait(timeout_s: float) -> bool:
+            bench.now_s += timeout_s
+            arrivals(bench)
+            return True
+
+        monkeypatch.setattr(bench.pipeline._doorbell, "wait", wait)
+        bench.pipeline.start()
+        return bench.now_s - begin_s
+
+    def all_come(bench: Bench) -> None:
+        if bench.now_s > 500.25:
+            for feed in bench.feeds.values():
+                feed.give()
+
+    assert gathered(all_come) == pytest.approx(0.3)
+    assert gathered(lambda bench: bench.feeds["rgb"].give()) == pytest.approx(1.0)
+
+
+def test_a_late_but_due_sample_is_waited_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(settle_share=0.25)
+    bench.ticks(5, NAMES)
+    bench.now_s += 1.0 / RATE_HZ
+    bench.feeds["rgb"].give()
+    bench.feeds["ir"].give()
+
+    def wait(timeout_s: float) -> bool:
+        assert timeout_s <= 0.25 / RATE_HZ
+        bench.now_s += 0.005
+        bench.feeds["depth"].give()
+        return True
+
+    monkeypatch.setattr(bench.pipeline._doorbell, "wait", wait)
+    bench.pipeline._settle(0.25 / RATE_HZ)
+    decision = bench.pipeline.decide()
+    assert bench.engine.calls[-1][0] == set(NAMES)
+    assert decision.latency_ms["capture_wait"] == pytest.approx(5.0)
