@@ -31,7 +31,10 @@ def program(*arguments: str, code: str = "") -> list[str]:
 
 def environment(repository: Path) -> dict[str, str]:
     folders = [str(repository / part) for part in (".", "training", "export", "runtime")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONWARNINGS": "error"}
+    # An empty PYTHONUNBUFFERED means buffered, as everywhere but in some containers.
+    return {
+        **os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "",
+    }  # fmt: skip
 
 
 def start(*arguments: str, repository: Path, code: str = "") -> subprocess.CompletedProcess[str]:
