@@ -325,13 +325,14 @@ class Pipeline:
         return decision
 
     def _summary(self, name: str, now_s: float) -> Summary:
-        """What the mask of this decision says; a usable sensor without any feature is waiting for a sample."""
+        """What the mask of this decision says; a usable sensor without a young feature is missing as well."""
         track = self._tracks.get(name)
         if track is None:
             return NOT_CONFIGURED
         found = health.summary(track.health, now_s)
         if track.health.present and track.feature is None:
-            return replace(found, status="missing", reason="no sample")
+            stale = found.age_s is not None and found.age_s > track.limits.stale_after_s
+            return replace(found, status="missing", reason="stale" if stale else "no sample")
         return found
 
     def _finished(self) -> bool:

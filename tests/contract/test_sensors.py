@@ -24,7 +24,7 @@ from mars_edge.rig import Rig
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError
 from mars_runtime.sensors.faulty import FaultyDriver
 from mars_runtime.sensors.pace import Pacer
-from mars_runtime.sensors.simulated import World
+from mars_runtime.sensors.simulated import SimulatedSensor, World
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, load_table, make_driver, parse_flag
 from mars_runtime.sensors.video import Camera
 
@@ -299,6 +299,39 @@ def test_the_simulated_sensors_show_one_world() -> None:
         frame = next_frame(driver)
         assert frame.sequence is not None
         assert np.array_equal(frame.data, rig.frame(name, frame.sequence / RATE_HZ))
+
+
+def test_a_busy_machine_lowers_the_nominal_rate_of_a_simulated_sensor_and_only_while_it_lasts() -> None:
+    now_s, render_s = [70.0], [0.0]
+
+    class SlowWorld(World):
+        def render(self, modality: str, index: int) -> np.ndarray[Any, Any]:
+            during_hz.append(driver.traits.rate_hz)
+            now_s[0] += render_s[0]
+            during_hz.append(driver.traits.rate_hz)
+            return super().render(modality, index)
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+
+    during_hz: list[float] = []
+    world = SlowWorld(0, 15.0, clock=lambda: now_s[0])
+    driver = SimulatedSensor(world, "ir", clock=lambda: now_s[0], sleep=sleep)
+    driver.open()
+    for _ in range(3):
+        next_frame(driver)
+    assert driver.traits.rate_hz == 15.0
+    render_s[0] = 0.2
+    next_frame(driver)
+    assert during_hz[-1] == pytest.approx(5.0)
+    assert driver.traits.rate_hz == pytest.approx(4.0, abs=1.0)
+    render_s[0] = 9.0
+    next_frame(driver)
+    assert during_hz[-1] == 4.0
+    render_s[0] = 0.0
+    for _ in range(60):
+        next_frame(driver)
+    assert driver.traits.rate_hz == 15.0
 
 
 def test_a_microphone_hands_out_full_windows_and_counts_overflows(portaudio: object) -> None:

@@ -334,7 +334,7 @@ def test_an_excused_stall_does_not_stretch_the_age_limit_of_features() -> None:
     bench.now_s += 0.4
     decision = bench.tick(["rgb"], excused_s=0.4)
     assert decision.subset == "rgb"
-    assert decision.to_dict()["modalities"]["ir"]["reason"] == "no sample"
+    assert decision.to_dict()["modalities"]["ir"]["reason"] == "stale"
 
 
 def test_the_first_decision_waits_for_every_sensor_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

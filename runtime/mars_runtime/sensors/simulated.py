@@ -13,6 +13,12 @@ from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.pace import Clock, Sleep
 
 RIG_MODALITIES = ("rgb", "depth", "ir")
+# Periods between two frames that still count as on time.
+_TOLERATED_PERIODS = 1.5
+# However slow the machine is, silence must be noticed in the end.
+_SLOWEST_HZ = 4.0
+# The slowest interval fades by this factor per frame.
+_FORGET = 0.9
 
 
 class World:
@@ -57,16 +63,33 @@ class World:
 
 
 class SimulatedSensor:
-    """One camera of a `World`, at the world's rate; late readers skip frames."""
+    """One camera of a `World`, at the world's rate; late readers skip frames.
 
-    def __init__(self, world: World, modality: str, *, sleep: Sleep = time.sleep) -> None:
+    A machine too busy to render in time is no sensor fault: the nominal rate in `traits` then falls
+    to what is reached, so health allows for it, and returns to the world's rate within a second or two.
+    """
+
+    def __init__(
+        self, world: World, modality: str, *, clock: Clock = time.monotonic, sleep: Sleep = time.sleep
+    ) -> None:
         self._world = world
         self._modality = modality
+        self._clock = clock
         self._sleep = sleep
         self._next: int | None = None
-        self.traits = Traits(
-            description=f"simulated {modality} (seed {world.seed})",
-            rate_hz=world.rate_hz,
+        self._given_s: float | None = None
+        self._rendering_since_s: float | None = None
+        self._interval_s = 0.0
+
+    @property
+    def traits(self) -> Traits:
+        """The rate is the world's unless rendering takes markedly longer."""
+        since_s = self._rendering_since_s
+        slowest_s = max(self._interval_s, 0.0 if since_s is None else self._clock() - since_s)
+        on_time = slowest_s * self._world.rate_hz <= _TOLERATED_PERIODS
+        return Traits(
+            description=f"simulated {self._modality} (seed {self._world.seed})",
+            rate_hz=self._world.rate_hz if on_time else max(1.0 / slowest_s, _SLOWEST_HZ),
             raw=True,
             simulated=True,
         )
@@ -75,6 +98,7 @@ class SimulatedSensor:
         """Join the world at the present instant."""
         self._world.start()
         self._next = max(0, self._world.index_now())
+        self._given_s = None
 
     def read(self, timeout_s: float) -> Frame | None:
         """The frame of the next instant."""
@@ -88,7 +112,16 @@ class SimulatedSensor:
             self._sleep(ahead_s)
         index = max(self._next, self._world.index_now())
         self._next = index + 1
-        return Frame(data=self._world.render(self._modality, index), sequence=index)
+        return Frame(data=self._render(index), sequence=index)
+
+    def _render(self, index: int) -> NDArray[Any]:
+        self._rendering_since_s = self._clock()
+        data = self._world.render(self._modality, index)
+        now_s, before_s = self._clock(), self._given_s
+        interval_s = 0.0 if before_s is None else now_s - before_s
+        self._interval_s = max(interval_s, _FORGET * self._interval_s)
+        self._given_s, self._rendering_since_s = now_s, None
+        return data
 
     def close(self) -> None:
         """Leave the world; it goes on."""
