@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, get_args
 
 import cv2
@@ -65,6 +63,10 @@ def render_split(split: Split, n: int, *, seed: int, workers: int = 2) -> dict[s
     _check(split, n, seed)
     if n < 1 or workers < 1:
         raise UsageError(f"n={n} and workers={workers} must be at least 1")
+    # Imported here: the live demonstration needs no process pool and should not wait for one.
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     jobs = [(split, seed, start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
     workers = min(workers, len(jobs))
     if workers == 1:
