@@ -246,11 +246,12 @@ class Pipeline:
         return due_s
 
     def start(self) -> None:
-        """Begin the grace periods and wait for the first samples, at most `gather_s`."""
+        """Begin the grace periods and wait for the first samples, at most `gather_s`; not for a sensor that failed."""
         begin_s = self._clock()
         for track in self._tracks.values():
             track.start(begin_s)
-        while not self._stop.is_set() and any(track.feed.received == 0 for track in self._tracks.values()):
+        feeds = [track.feed for track in self._tracks.values()]
+        while not self._stop.is_set() and any(feed.received == 0 and feed.last_error is None for feed in feeds):
             left_s = begin_s + self._settings.gather_s - self._clock()
             if left_s <= 0.0:
                 return

@@ -357,6 +357,12 @@ def test_the_first_decision_waits_for_every_sensor_but_not_for_ever(monkeypatch:
             for feed in bench.feeds.values():
                 feed.give()
 
+    def one_comes_and_the_others_fail(bench: Bench) -> None:
+        bench.feeds["rgb"].give()
+        for name in ("depth", "ir"):
+            bench.feeds[name].fail(gone=True)
+
+    assert gathered(one_comes_and_the_others_fail) == pytest.approx(0.1)
     assert gathered(all_come) == pytest.approx(0.3)
     assert gathered(lambda bench: bench.feeds["rgb"].give()) == pytest.approx(1.0)
 
