@@ -17,7 +17,7 @@ from mars_training.model.build import (
     build_training_mars,
     parameter_count,
 )
-from mars_training.model.mars import TrainingMars, mask_features
+from mars_training.model.mars import TrainingMars, mask_features, mean_by_combination
 from mars_training.model.routers import ResidualRouter
 from mars_training.recipe import EncoderRecipe, LossRecipe, ModelRecipe
 from mars_training.sampling import MaskSampler
@@ -177,6 +177,25 @@ def test_detach_residual_keeps_the_privileged_gradient_out_of_fusion(model: Trai
         model.train()(inputs(8), masks(8)).residual.clean.square().sum().backward()
         stem = model.deployed.route_stage.fusion.block[0].weight.grad  # type: ignore[union-attr, index]
         assert (stem is None) is detached
+
+
+def test_the_combination_residual_is_the_mean_over_equal_masks() -> None:
+    drawn = masks(11)
+    shift = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
+    for row, mask, own in zip(mean_by_combination(shift, drawn), drawn, shift, strict=True):
+        peers = [s for s, m in zip(shift, drawn, strict=True) if torch.equal(m, mask)]
+        torch.testing.assert_close(row, torch.stack(peers).mean(dim=0))
+        assert len(peers) == 1 or not torch.allclose(row, own)
+
+
+def test_samples_of_one_combination_share_their_residual_only_in_combination_scope(model: TrainingMars) -> None:
+    drawn = masks(1).repeat(6, 1)
+    model.eval()
+    own = model(inputs(6), drawn).residual.clean
+    model.residual_scope = "combination"
+    shared = model(inputs(6), drawn).residual.clean
+    assert not torch.allclose(own[0], own[1])
+    torch.testing.assert_close(shared, own.mean(dim=0).expand_as(own))
 
 
 def test_student_rate_one_routes_the_partial_pass_as_deployed(model: TrainingMars) -> None:

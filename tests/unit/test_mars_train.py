@@ -122,6 +122,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
+def test_an_early_lucky_epoch_is_not_selected_once_a_late_one_is_there(data: Data, tmp_path: Path) -> None:
+    late = dataclasses.replace(RECIPE, schedule=dataclasses.replace(RECIPE.schedule, select_from=0.75))
+    result = train(late, data, tmp_path, seed=0)
+    errors = [report.validation_error for report in result.history]
+    assert result.selected.epoch == 2 + errors[2:].index(min(errors[2:]))
+
+
 def test_the_selected_epoch_is_the_one_with_the_lowest_validation_error(data: Data, tmp_path: Path) -> None:
     result = train(RECIPE, data, tmp_path, seed=3)
     errors = [report.validation_error for report in result.history]

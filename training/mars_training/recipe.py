@@ -80,6 +80,8 @@ class ModelRecipe:
     """One more expert that always runs; its output is added to the gated sum."""
     detach_residual: bool = False
     """The residual's gradient stops at the residual router."""
+    residual_scope: Literal["sample", "combination"] = "sample"
+    """Whose residual routes a partial sample: its own (the paper), or the batch mean of its combination."""
     student_rate: float = 0.0
     """Share of partial samples that the feature router routes in training."""
     expert_dropout: float = 0.0
@@ -132,6 +134,9 @@ class ScheduleRecipe:
     clip_norm: float = 5.0
     precision: Precision = "fp32"
     validate_every: int = 1
+    select_from: float = 0.0
+    """Share of the epochs that must be over before one may be selected: a small validation split would pick
+    a lucky epoch from before the rate has come down."""
 
 
 @dataclass(frozen=True, kw_only=True)

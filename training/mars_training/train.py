@@ -248,7 +248,7 @@ def fit(
         model.train()
         hooks.before_epoch(model, epoch)
         report = _epoch(model, data, recipe, state, update, epoch)
-        _select(model, state, report)
+        _select(model, state, report, recipe.schedule)
         if run is not None:
             _save(run, model, state, epoch)
         hooks.after_epoch(report)
@@ -307,12 +307,16 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip
     optimiser.step()
 
 
-def _select(model: nn.Module, state: _State, report: EpochReport) -> None:
+def _select(model: nn.Module, state: _State, report: EpochReport, recipe: ScheduleRecipe) -> None:
+    """Keep the epoch of least validation error; one from before `select_from` only until there is a later one."""
     state.history.append(report)
-    best = math.inf if state.selected is None else state.selected.validation_error
-    if state.selected is None or report.validation_error < best:
+    if state.selected is None or _rank(report, recipe) < _rank(state.selected, recipe):
         state.selected = report
         state.selected_state = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def _rank(report: EpochReport, recipe: ScheduleRecipe) -> tuple[bool, float]:
+    return report.epoch + 1 < recipe.select_from * recipe.epochs, report.validation_error
 
 
 def _finish(run: Path | None, state: _State) -> FitResult:

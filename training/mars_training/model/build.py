@@ -77,6 +77,7 @@ def wrap_for_training(deployed: DeployedMars, recipe: ModelRecipe) -> TrainingMa
         deployed,
         ResidualRouter(recipe.width, recipe.experts, recipe.active_experts),
         detach_residual=recipe.detach_residual,
+        residual_scope=recipe.residual_scope,
         student_rate=recipe.student_rate,
         expert_dropout=recipe.expert_dropout,
     )

@@ -118,6 +118,12 @@ class DeployedMars(nn.Module):
         return self.decide(z, self.gates(router_logits))
 
 
+def mean_by_combination(shift: Tensor, partial: Tensor) -> Tensor:
+    """Each row of `shift` (B, d) replaced by the mean over the rows with the same mask in `partial` (B, M)."""
+    same = (partial[:, None, :] == partial[None, :, :]).all(dim=2).to(shift.dtype)
+    return (same @ shift) / same.sum(dim=1, keepdim=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Passes:
     """One training step's two passes: all that the losses and the sampler read."""
@@ -148,6 +154,7 @@ class TrainingMars(nn.Module):
         residual_router: ResidualRouter,
         *,
         detach_residual: bool = False,
+        residual_scope: str = "sample",
         student_rate: float = 0.0,
         expert_dropout: float = 0.0,
     ) -> None:
@@ -155,6 +162,7 @@ class TrainingMars(nn.Module):
         self.deployed = deployed
         self.residual_router = residual_router
         self.detach_residual = detach_residual
+        self.residual_scope = residual_scope
         self.student_rate = student_rate
         self.expert_dropout = expert_dropout
 
@@ -167,16 +175,17 @@ class TrainingMars(nn.Module):
         features = self.deployed.encode_all(inputs)
         masks = torch.cat([torch.ones_like(partial), partial])
         z, router_logits = self.deployed.route([torch.cat([f, f]) for f in features], masks)
-        residual = self.residual_router(self._residual(z))
+        residual = self.residual_router(self._residual(z, partial))
         full, student = router_logits.chunk(2)
         gates = torch.cat([self.deployed.gates(full), self._partial_gates(residual, student)])
         logits = self.deployed.decide(z, self._drop_experts(gates)).chunk(2)
         return Passes(full=logits[0], partial=logits[1], residual=residual, student=student)
 
-    def _residual(self, z: Tensor) -> Tensor:
+    def _residual(self, z: Tensor, partial: Tensor) -> Tensor:
         pooled = z.float().mean((2, 3))
         z_full, z_partial = (pooled.detach() if self.detach_residual else pooled).chunk(2)
-        return z_full - z_partial
+        shift = z_full - z_partial
+        return shift if self.residual_scope == "sample" else mean_by_combination(shift, partial)
 
     def _partial_gates(self, residual: NoisyRouting, student: Tensor) -> Tensor:
         if not (self.training and self.student_rate):
