@@ -238,7 +238,8 @@ def test_a_silent_device_is_heard_as_soon_as_it_speaks_again() -> None:
 
 
 def test_the_end_of_a_file_ends_the_thread_with_its_last_sample_in_the_same_delivery() -> None:
-    driver, mailbox, _ = play(lambda t: frame(int(t * 10), last=t >= 0.45))
+    driver, mailbox, clock = play(lambda t: frame(int(t * 10), last=t >= 0.45))
+    assert clock.now_s < 1.0
     delivery = mailbox.take()
     assert delivery.sample is not None
     assert delivery.sample.frame.last
