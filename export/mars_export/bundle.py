@@ -116,7 +116,7 @@ def lower(model: Model, suffix: str) -> Payload:
         return lowered
     if suffix != ".onnx":
         raise UsageError(f"output suffix {suffix!r} is unknown; allowed: .pte, .onnx")
-    models = {method: to_onnx.export_piece(piece, examples[method]) for method, piece in pieces.items()}
+    models = to_onnx.export_pieces(pieces, examples)
     if model.precision == "int8":
         for proto in models.values():
             to_onnx.to_unsigned(proto)

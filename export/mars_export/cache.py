@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,8 @@ def _write_program(path: Path, program: torch.export.ExportedProgram) -> None:
 
 def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> DeployedMars | None:
     """`deployed` with the stored pieces in place of its own; None when they are of another key or incomplete."""
+    # torch.export.load knows the quantization operators only once they are registered, by this import.
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
     stored = folder / "key.json"
     if not stored.exists() or json.loads(stored.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
         return None

@@ -16,6 +16,7 @@ import torch
 
 from mars_edge.errors import UsageError
 from mars_export import bundle, cache, quantize
+from mars_export.hush import hushed
 from mars_training.checkpoint import RunInfo, load_metrics, load_model
 from mars_training.data.load import load_data, load_split
 from mars_training.data.split import Data
@@ -50,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Write every output, or raise before the first one that is not proven; prints one line per file."""
     options = _parser().parse_args(argv)
+    with hushed():
+        return _export(options)
+
+
+def _export(options: argparse.Namespace) -> int:
     bundle.expected_files(options.output)
     if options.threads < 1:
         raise UsageError(f"--threads is {options.threads}; it must be at least 1")
