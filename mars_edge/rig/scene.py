@@ -261,12 +261,8 @@ def _tint(rng: np.random.Generator, sigma: float) -> tuple[float, float, float]:
 
 def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
     worn = species == "cutout_print" or (species == "bent_print" and bool(rng.random() < 0.5))
-    # Bent sheets are the careful attacks: cut along the head, bent like one, and made for infrared cameras.
-    careful = species == "bent_print"
-    carbon = (
-        float(rng.uniform(0.75, 1.0)) if rng.random() < (0.9 if careful else 0.8) else float(rng.uniform(0.0, 0.25))
-    )
-    radius = float(rng.uniform(80.0, 140.0) if careful else rng.uniform(90.0, 230.0))
+    carbon = float(rng.uniform(0.75, 1.0)) if rng.random() < 0.8 else float(rng.uniform(0.0, 0.25))
+    radius = float(rng.uniform(85.0, 230.0))
     bent = species == "bent_print" or (species == "cutout_print" and rng.random() < 0.5)
     # A worn sheet is cut along the face; a held one is a poster that mostly overfills the view.
     width = float(rng.uniform(145.0, 185.0) if worn else rng.uniform(210.0, 420.0))
@@ -279,9 +275,9 @@ def _sample_sheet(rng: np.random.Generator, species: str) -> Artefact:
         curvature_per_mm=1.0 / radius if bent else 0.0,
         drape=float(rng.uniform(0.3, 0.9)) if species == "bent_print" and worn else 0.0,
         worn=worn,
-        silhouette=not worn and bool(rng.random() < (0.9 if careful else 0.65)),
+        silhouette=not worn and bool(rng.random() < 0.65),
         carbon=carbon,
-        infrared_photo=bool(rng.random() < (0.95 if careful else 0.85)),
+        infrared_photo=bool(rng.random() < 0.85),
         paper_ir=float(rng.uniform(0.6, 0.85)),
         contrast=float(rng.uniform(0.75, 1.0)),
         saturation=float(rng.uniform(0.75, 1.1)),
