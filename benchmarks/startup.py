@@ -33,9 +33,16 @@ print("done", flush=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """One fresh process: seconds to its first line on stdout, and the most memory it ever held."""
+    """One fresh process.
+
+    Attributes:
+        first_line_s: wall time from its start to its first line on stdout.
+        cpu_s: processor time of the whole process, which a busy machine does not stretch much.
+        peak_mib: the most resident memory it ever held.
+    """
 
     first_line_s: float
+    cpu_s: float
     peak_mib: float
 
 
@@ -55,7 +62,8 @@ def measure(command: Sequence[str]) -> Start:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0 or not line:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Start(first_line_s=first_line_s, peak_mib=usage.ru_maxrss / 1024)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Start(first_line_s=first_line_s, cpu_s=cpu_s, peak_mib=usage.ru_maxrss / 1024)
 
 
 def commands(model: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -73,13 +81,13 @@ def commands(model: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def main() -> int:
-    """Prints one Markdown table of medians, with the slowest run in brackets."""
+    """Prints one Markdown table of medians, with the slowest first line in brackets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, metavar="FILE", help="repeatable")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="fresh processes per row (default 5)")
     options = parser.parse_args()
-    print("| model | engine | what | first line, s (slowest) | peak resident, MiB |")
-    print("|---|---|---|---|---|")
+    print("| model | engine | what | first line, s (slowest) | processor time, s | peak resident, MiB |")
+    print("|---|---|---|---|---|---|")
     for model in options.model:
         for scenario, engine, command in commands(model):
             measure(command)  # fills the page cache and the bytecode cache
@@ -87,7 +95,8 @@ def main() -> int:
             seconds = [start.first_line_s for start in starts]
             peak = max(start.peak_mib for start in starts)
             times = f"{statistics.median(seconds):.2f} ({max(seconds):.2f})"
-            print(f"| {model} | {engine} | {scenario} | {times} | {peak:.0f} |", flush=True)
+            cpu_s = statistics.median(start.cpu_s for start in starts)
+            print(f"| {model} | {engine} | {scenario} | {times} | {cpu_s:.2f} | {peak:.0f} |", flush=True)
     return 0
 
 
