@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mars_edge import metrics, subsets
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
+from mars_edge.options import OneLineParser
 from mars_export.calibrate import positive_scores
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine
@@ -90,9 +91,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
     return recipe_from_dict(recipe)
 
 
-def score_at_operating_point(
-    logits: NDArray[np.float32], split: Split, manifest: Manifest, subset: str
-) -> SubsetScore:
+def score_at_operating_point(logits: NDArray[np.float32], split: Split, manifest: Manifest, subset: str) -> SubsetScore:
     """The task's metric as the runtime decides: at the subset's threshold; accuracy has none."""
     source = source_of(manifest)
     at_argmax = score_logits(logits, split, source, subset)
@@ -111,9 +110,7 @@ def score_at_operating_point(
         "worst_species": worst,
         "apcer": {name: rate.value for name, rate in errors.apcer.items()},
     }
-    return dataclasses.replace(
-        at_argmax, value=errors.acer, low=errors.acer_low, high=errors.acer_high, detail=detail
-    )
+    return dataclasses.replace(at_argmax, value=errors.acer, low=errors.acer_low, high=errors.acer_high, detail=detail)
 
 
 def evaluate_artifact(
@@ -132,7 +129,7 @@ def evaluate_artifact(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="mars-edge evaluate --model FILE",
         description="Measure an artifact, in the engine that runs it, on every subset of modalities.",
         epilog=_EXAMPLE,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mars_edge.errors import UsageError
+from mars_edge.options import OneLineParser
 from mars_export import bundle, cache, quantize
 from mars_export.hush import hushed
 from mars_training.checkpoint import RunInfo, load_metrics, load_model
@@ -27,7 +28,7 @@ _EXAMPLE = "example: mars-edge export runs/face_antispoof-seed0 -o face_antispoo
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="mars-edge export",
         description="Turn a run into artifacts: quantize, lower, prove in the target engine, calibrate. "
         "A file is written only if it answers as the model does.",
@@ -64,9 +65,7 @@ def _export(options: argparse.Namespace) -> int:
     model, info = _load(options)
     data = load_data(info.recipe, folder=options.data)
     test = load_split(info.recipe, "test", folder=options.data)
-    parity = bundle.held_out(
-        test, options.parity_samples, {"train": data.train, "validation": data.validation}
-    )
+    parity = bundle.held_out(test, options.parity_samples, {"train": data.train, "validation": data.validation})
     ready = _ready(options, model, info, data, note)
     splits = bundle.Splits(validation=data.validation, test=test, parity=parity)
     written = [bundle.write(path, ready, splits, note=note) for path in options.output]

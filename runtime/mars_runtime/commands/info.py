@@ -11,7 +11,7 @@ from typing import Any
 from mars_edge.artifact import Sealed, verify
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
-from mars_runtime.commands.options import OneLineParser
+from mars_edge.options import OneLineParser
 from mars_runtime.engines import engine_status, read_manifest
 from mars_runtime.models import find_model
 

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
-from typing import NoReturn
 
-from mars_edge.errors import UsageError
+from mars_edge.options import positive
 from mars_runtime.engines import Engine, open_engine
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, except that a mistake is a `UsageError` of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage."""
-        raise UsageError(f"{self.prog.removeprefix('mars-edge ')}: {message}")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -33,17 +22,3 @@ def open_from(options: argparse.Namespace) -> Engine:
     return open_engine(
         options.model, threads=options.threads, engine=options.engine, self_test=not options.no_self_test
     )
-
-
-def positive(kind: type[int] | type[float], *, zero: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number above 0, or from 0 on with `zero`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not 0 <= value < math.inf or (value == 0 and not zero):
-            raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
-        return value
-
-    # argparse names the type in its own message for text that is no number.
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
-from mars_runtime.commands.options import OneLineParser, add_engine_options, open_from
+from mars_edge.options import OneLineParser
+from mars_runtime.commands.options import add_engine_options, open_from
 from mars_runtime.pipeline import Settings
 from mars_runtime.sensors.source import SensorSpec
 from mars_runtime.sinks import JsonLines

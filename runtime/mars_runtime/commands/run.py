@@ -16,8 +16,9 @@ from types import FrameType
 from mars_edge.errors import UsageError
 from mars_edge.faults import parse_fault
 from mars_edge.manifest import Manifest
+from mars_edge.options import OneLineParser, positive
 from mars_runtime import policy
-from mars_runtime.commands.options import OneLineParser, add_engine_options, open_from, positive
+from mars_runtime.commands.options import add_engine_options, open_from
 from mars_runtime.engines import Engine
 from mars_runtime.pipeline import Settings
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_flag

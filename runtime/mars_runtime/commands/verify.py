@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from mars_edge.artifact import verify
-from mars_runtime.commands.options import OneLineParser
+from mars_edge.options import OneLineParser
 from mars_runtime.models import find_model
 
 

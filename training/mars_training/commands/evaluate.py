@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mars_edge.errors import UsageError
+from mars_edge.options import OneLineParser
 from mars_training.checkpoint import RunInfo, Which, load_deployed, load_metrics
 from mars_training.data.load import SPLITS, load_split
 from mars_training.evaluate import SubsetScore, mean_error, score_subsets, score_table
@@ -24,7 +25,7 @@ _ARTIFACT_COMMAND = "mars_export.evaluate"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="mars-edge evaluate",
         description="Measure a run, or an exported artifact in its engine, on every subset of modalities.",
         epilog=_EXAMPLE,

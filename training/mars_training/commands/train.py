@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mars_edge.errors import UsageError
+from mars_edge.options import OneLineParser
 from mars_training.checkpoint import RunInfo, deployed_of, load_info
 from mars_training.data.load import describe, load_data
 from mars_training.data.split import Source
@@ -25,9 +26,7 @@ _EXAMPLE = "example: mars-edge train training/recipes/face_antispoof.toml --seed
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mars-edge train", description="Train a recipe into a run directory.", epilog=_EXAMPLE
-    )
+    parser = OneLineParser(prog="mars-edge train", description="Train a recipe into a run directory.", epilog=_EXAMPLE)
     parser.add_argument("recipe", type=Path, help="a .toml file, see training/recipes")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the data set (the rig needs none)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and masks (default: 0)")

@@ -1,0 +1,32 @@
+"""Command-line parsing that every command shares."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from mars_edge.errors import UsageError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a `UsageError` of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage."""
+        raise UsageError(f"{self.prog.removeprefix('mars-edge ')}: {message}")
+
+
+def positive(kind: type[int] | type[float], *, zero: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number above 0, or from 0 on with `zero`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 <= value < math.inf or (value == 0 and not zero):
+            raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
+        return value
+
+    # argparse names the type in its own message for text that is no number.
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
