@@ -184,6 +184,13 @@ def test_frozen_then_silent_needs_the_stricter_recovery(well: Sensor) -> None:
     assert well.run(3.0, good)[-1] == (pytest.approx(PERIOD_S + 1.0, abs=0.02), None)
 
 
+def test_silent_then_frozen_still_needs_the_stricter_recovery(well: Sensor) -> None:
+    well.run(1.5)
+    well.run(1.5, repeated)
+    assert well.state.reason == "frozen"
+    assert well.run(3.0, good)[-1] == (pytest.approx(PERIOD_S + 1.0, abs=0.02), None)
+
+
 def test_unusable_samples_mask_at_once(well: Sensor) -> None:
     assert well.feed([SampleSeen(at_s=well.now_s, usable=False)]).reason == "unusable"
     assert well.run(3.0, good)[-1][1] is None
