@@ -109,9 +109,8 @@ def main() -> int:
     for other in rows[1:]:
         if len(other.runs) == len(rows[0].runs) > 1:
             print(paired(rows[0], other))
-    print(
-        f"\n{options.split} split, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}"
-    )
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    print(f"\n{options.split} split, {datetime.now(UTC):%Y-%m-%d}, {machine}")
     return 0
 
 
