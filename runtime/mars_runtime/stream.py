@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from mars_edge.errors import UsageError
@@ -43,9 +43,10 @@ class Stream:
     ) -> None:
         manifest = engine.manifest
         check_names(specs, manifest.names)
+        self._first_s: float | None = None
         self.world = World(seed, rig_rate_hz(manifest))
         drivers = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
-        drivers = _inject(drivers, faults, seed)
+        drivers = _inject(drivers, faults, seed, self.time_s)
         self.traits = {name: driver.traits for name, driver in drivers.items()}
         self._doorbell = Doorbell()
         self._captures = {name: self._capture(name, d, manifest, settings) for name, d in drivers.items()}
@@ -78,7 +79,14 @@ class Stream:
 
     def decisions(self) -> Iterator[Decision]:
         """See `Pipeline.decisions`."""
-        return self._pipeline.decisions()
+        for decision in self._pipeline.decisions():
+            if self._first_s is None:
+                self._first_s = time.monotonic()
+            yield decision
+
+    def time_s(self) -> float:
+        """Seconds since the first decision, 0 before it; any thread may ask."""
+        return 0.0 if self._first_s is None else time.monotonic() - self._first_s
 
     def stop(self) -> None:
         """End `decisions` soon; callable from a signal handler."""
@@ -92,12 +100,13 @@ class Stream:
         return [c.name for c in self._captures.values() if not c.join(max(0.0, until_s - time.monotonic()))]
 
 
-def _inject(drivers: dict[str, Driver], faults: Sequence[Fault], seed: int) -> dict[str, Driver]:
-    epoch_s = time.monotonic()
+def _inject(
+    drivers: dict[str, Driver], faults: Sequence[Fault], seed: int, stream_s: Callable[[], float]
+) -> dict[str, Driver]:
     wrapped: dict[str, Driver] = {}
     for index, (name, driver) in enumerate(drivers.items()):
         own = [fault for fault in faults if fault.sensor == name]
-        wrapped[name] = FaultyDriver(driver, own, epoch_s=epoch_s, seed=seed + index) if own else driver
+        wrapped[name] = FaultyDriver(driver, own, stream_s=stream_s, seed=seed + index) if own else driver
     return wrapped
 
 

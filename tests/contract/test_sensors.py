@@ -95,7 +95,7 @@ def video_file(tmp_path: Path) -> Case:
 
 def faulty(tmp_path: Path) -> Case:
     fault = parse_fault("depth=garbage@0s", ["depth"])
-    return Case(FaultyDriver(simulated(tmp_path).driver, [fault], epoch_s=time.monotonic(), seed=0), DEPTH)
+    return Case(FaultyDriver(simulated(tmp_path).driver, [fault], stream_s=lambda: 0.0, seed=0), DEPTH)
 
 
 def microphone(tmp_path: Path) -> Case:

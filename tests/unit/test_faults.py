@@ -147,7 +147,7 @@ class Counter:
 def readings(text: str, count: int = 40) -> list[int | None]:
     """What the wrapped counter hands out; the fault's times count from its first read."""
     counter = Counter()
-    driver = FaultyDriver(counter, [parse_fault(text, ["x"])], epoch_s=50.0, seed=1, clock=lambda: counter.now_s)
+    driver = FaultyDriver(counter, [parse_fault(text, ["x"])], stream_s=lambda: counter.now_s - 50.0, seed=1)
     driver.open()
     frames = [driver.read(0.1) for _ in range(count)]
     return [None if frame is None else int(frame.data[0, 0]) for frame in frames]
@@ -171,7 +171,7 @@ def test_timing_faults_do_what_their_names_say() -> None:
 def test_an_unplugged_sensor_is_gone_and_cannot_be_opened_until_it_is_back() -> None:
     counter = Counter()
     fault = parse_fault("x=unplug@1s+1s", ["x"])
-    driver = FaultyDriver(counter, [fault], epoch_s=50.0, seed=1, clock=lambda: counter.now_s)
+    driver = FaultyDriver(counter, [fault], stream_s=lambda: counter.now_s - 50.0, seed=1)
     driver.open()
     counter.now_s = 51.5
     for use in (driver.open, lambda: driver.read(0.1)):
@@ -187,7 +187,7 @@ def test_an_unplugged_sensor_is_gone_and_cannot_be_opened_until_it_is_back() -> 
 def test_a_sensor_unplugged_during_a_read_is_gone() -> None:
     counter = Counter()
     fault = parse_fault("x=unplug@0.05s", ["x"])
-    driver = FaultyDriver(counter, [fault], epoch_s=50.0, seed=1, clock=lambda: counter.now_s)
+    driver = FaultyDriver(counter, [fault], stream_s=lambda: counter.now_s - 50.0, seed=1)
     with pytest.raises(SensorError) as error:
         driver.read(0.1)
     assert error.value.gone
@@ -196,7 +196,7 @@ def test_a_sensor_unplugged_during_a_read_is_gone() -> None:
 def test_two_faults_on_one_sensor_both_hold() -> None:
     counter = Counter()
     faults = [parse_fault(text, ["x"]) for text in ("x=saturate@0s", "x=off@1.05s")]
-    driver = FaultyDriver(counter, faults, epoch_s=50.0, seed=1, clock=lambda: counter.now_s)
+    driver = FaultyDriver(counter, faults, stream_s=lambda: counter.now_s - 50.0, seed=1)
     frames = [driver.read(0.1) for _ in range(20)]
     assert all(frame is not None and (frame.data == 255).all() for frame in frames[:10])
     assert frames[10:] == [None] * 10

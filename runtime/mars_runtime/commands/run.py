@@ -8,7 +8,6 @@ import itertools
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -82,14 +81,13 @@ def _announce(options: argparse.Namespace, stream: Stream) -> None:
 
 def _emit(stream: Stream, options: argparse.Namespace) -> None:
     lines, live = JsonLines(sys.stdout), _live_status(stream, options)
-    until_s = None if options.max_seconds is None else time.monotonic() + options.max_seconds
     for decision in itertools.islice(stream.decisions(), options.max_decisions):
         if live is not None and sys.stdout.isatty():
             live.clear()
         lines.write(decision)
         if live is not None:
             live.write(decision)
-        if until_s is not None and time.monotonic() >= until_s:
+        if options.max_seconds is not None and stream.time_s() >= options.max_seconds:
             return
 
 
@@ -132,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sensors", type=Path, metavar="FILE.toml", help="the same as a file: one [sensor.NAME] table each")
     add("--inject", action="append", default=[], metavar="NAME=FAULT@START+LENGTH", help="break a sensor; repeatable")
     add("--rate-hz", type=positive(float), metavar="HZ", help="decisions per second; default: the fastest sensor's")
-    add("--max-seconds", type=positive(float), metavar="S", help="stop after this long")
+    add("--max-seconds", type=positive(float), metavar="S", help="stop this long after the first decision")
     add("--max-decisions", type=positive(int), metavar="N", help="stop after this many decisions")
     add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")
     add("--on-missing", choices=policy.ON_MISSING, help="what a missing sensor means; only stricter than the model's")

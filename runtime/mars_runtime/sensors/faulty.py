@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,23 +12,21 @@ from mars_edge import faults
 from mars_edge.errors import SensorError
 from mars_edge.faults import Fault
 from mars_runtime.sensors.driver import Driver, Frame, Traits
-from mars_runtime.sensors.pace import Clock
 
 
 class FaultyDriver:
     """Passes frames through while no fault is active; with several active, each is applied in turn.
 
-    `epoch_s` is the clock's value at stream time zero. While samples are suppressed the inner source
-    is still read, so a file goes on and a camera's buffer does not fill.
+    `stream_s` tells the stream's time in seconds, which the faults' times refer to. While samples are
+    suppressed the inner source is still read, so a file goes on and a camera's buffer does not fill.
     """
 
     def __init__(
-        self, inner: Driver, active: Sequence[Fault], *, epoch_s: float, seed: int, clock: Clock = time.monotonic
+        self, inner: Driver, faults_of_it: Sequence[Fault], *, stream_s: Callable[[], float], seed: int
     ) -> None:
         self._inner = inner
-        self._faults = tuple(active)
-        self._epoch_s = epoch_s
-        self._clock = clock
+        self._faults = tuple(faults_of_it)
+        self._stream_s = stream_s
         self._generator = np.random.default_rng(seed)
         self._phases = faults.IntermittentPhases(seed)
         self._count = 0
@@ -63,11 +60,8 @@ class FaultyDriver:
         """Close the inner source."""
         self._inner.close()
 
-    def _now_s(self) -> float:
-        return self._clock() - self._epoch_s
-
     def _active(self) -> list[Fault]:
-        now_s = self._now_s()
+        now_s = self._stream_s()
         return [fault for fault in self._faults if fault.active(now_s)]
 
     def _is(self, kind: str) -> bool:
@@ -89,11 +83,11 @@ class FaultyDriver:
             self._count += 1
             return frame if self._count % faults.SLOW_DIVISOR == 0 else None
         if fault.kind == "intermittent":
-            return frame if self._phases.up(self._now_s() - fault.start_s) else None
+            return frame if self._phases.up(self._stream_s() - fault.start_s) else None
         return replace(frame, data=faults.corrupt(fault.kind, frame.data, self._generator))
 
     def _delay(self, frame: Frame | None) -> Frame | None:
-        now_s = self._now_s()
+        now_s = self._stream_s()
         if frame is not None:
             self._delayed.append((now_s + faults.DELAY_S, frame))
         if self._delayed and self._delayed[0][0] <= now_s:
