@@ -40,9 +40,7 @@ def split(state: tuple[str, ...], seed: int, model: TinyModel) -> tuple[dict[str
 
 
 @pytest.mark.parametrize("state", PRESENCES, ids="-".join)
-def test_an_engine_answers_as_the_dense_computation(
-    engine: Engine, tiny: Artifacts, state: tuple[str, ...]
-) -> None:
+def test_an_engine_answers_as_the_dense_computation(engine: Engine, tiny: Artifacts, state: tuple[str, ...]) -> None:
     for seed in range(3):
         samples, cached = split(state, seed, tiny.model)
         result = engine.infer(samples, cached)

@@ -57,9 +57,7 @@ class OnnxEngine:
         self._lock = threading.Lock()
         self._fresh, self._stale = np.array(True), np.array(False)
         self._no_sample = {m.name: np.zeros((1, *m.shape), np.float32) for m in manifest.modalities}
-        self._absent = {
-            name: np.zeros((1, *shape), np.float32) for name, shape in manifest.feature_shapes.items()
-        }
+        self._absent = {name: np.zeros((1, *shape), np.float32) for name, shape in manifest.feature_shapes.items()}
 
     def infer(self, samples: Mapping[str, Float32], features: Mapping[str, Float32]) -> Inference:
         """See `Engine.infer`."""

@@ -28,9 +28,7 @@ class StagedEngine:
         self.manifest = manifest
         self.name = runner.name
         self.runner = runner
-        self._absent = {
-            name: np.zeros((1, *shape), np.float32) for name, shape in manifest.feature_shapes.items()
-        }
+        self._absent = {name: np.zeros((1, *shape), np.float32) for name, shape in manifest.feature_shapes.items()}
 
     def infer(self, samples: Mapping[str, Float32], features: Mapping[str, Float32]) -> Inference:
         """See `Engine.infer`."""

@@ -1,0 +1,78 @@
+"""Prints what one machine answers to recorded raw samples, bit for bit: one JSON line per frame and subset.
+
+    python answers.py MODEL SAMPLES.npz           run the model on the samples
+    python answers.py MODEL SAMPLES.npz --record  first write 20 frames of raw samples there
+
+Two machines agree when their outputs are the same text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mars_edge.manifest import Manifest
+from mars_edge.subsets import all_subsets, label
+from mars_runtime.engines import Engine, open_engine
+
+FRAMES = 20
+
+
+def record(manifest: Manifest, path: Path) -> None:
+    """Random raw samples of every modality, as its sensor would hand them out."""
+    random = np.random.default_rng(0)
+    raw: dict[str, Any] = {}
+    for modality in manifest.modalities:
+        low, high = modality.range
+        shape = modality.shape
+        if modality.kind == "audio":
+            shape = (modality.window_samples,)
+        elif modality.kind == "image":
+            shape = (*shape[1:], shape[0]) if shape[0] > 1 else shape[1:]
+        elif modality.kind == "sequence":
+            shape = shape[::-1]
+        values = random.uniform(low, high, size=(FRAMES, *shape))
+        raw[modality.name] = values.astype(modality.dtype)
+    with path.open("wb") as file:
+        np.savez(file, **raw)
+
+
+def show(engine: Engine, path: Path) -> None:
+    """Every subset of every frame; floats as the hexadecimal text that names their bits."""
+    names = engine.manifest.names
+    with np.load(path) as raw:
+        arrays = {name: raw[name] for name in names}
+    for frame in range(FRAMES):
+        inputs = {name: engine.manifest.modality(name).preprocess(arrays[name][frame]) for name in names}
+        for subset in all_subsets(names):
+            result = engine.infer({name: inputs[name] for name in subset}, {})
+            line = {
+                "frame": frame,
+                "subset": label(subset, names),
+                "logits": [float(v).hex() for v in result.logits],
+                "experts": [[index, gate.hex()] for index, gate in result.experts],
+            }
+            print(json.dumps(line), flush=True)
+
+
+def main() -> int:
+    """Runs the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("samples", type=Path)
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    engine = open_engine(options.model)
+    if options.record:
+        record(engine.manifest, options.samples)
+    show(engine, options.samples)
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
