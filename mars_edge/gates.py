@@ -29,7 +29,8 @@ def top_k_gates(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64],
     if not 1 <= k <= logits.shape[1]:
         raise UsageError(f"k is {k}, allowed: 1 to {logits.shape[1]} experts")
     indices = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    kept = np.take_along_axis(logits, indices, axis=1).astype(np.float32)
+    # In float64: the last bit of a float32 exponential is another one on x86-64 than on aarch64.
+    kept = np.take_along_axis(logits, indices, axis=1).astype(np.float64)
     powers = np.exp(kept - kept[:, :1])
-    weights: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return indices.astype(np.int64), weights
+    weights = powers / powers.sum(axis=1, keepdims=True)
+    return indices.astype(np.int64), weights.astype(np.float32)

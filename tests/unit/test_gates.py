@@ -48,3 +48,11 @@ def test_k_outside_the_experts_is_refused(k: int) -> None:
 def test_a_single_row_without_batch_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^router logits have shape \(4,\), expected \(batch, experts\)$"):
         top_k_gates(np.zeros(4, np.float32), 2)
+
+
+def test_weights_are_the_exact_softmax_rounded_once() -> None:
+    logits = np.random.default_rng(5).normal(scale=4, size=(500, 8)).astype(np.float32)
+    indices, weights = top_k_gates(logits, 2)
+    for row, chosen, gates in zip(logits, indices, weights, strict=True):
+        smaller = math.exp(float(row[chosen[1]]) - float(row[chosen[0]]))
+        assert gates.tolist() == [np.float32(1 / (1 + smaller)), np.float32(smaller / (1 + smaller))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +109,9 @@ def _status(name: str) -> EngineStatus:
         return EngineStatus(name=name, available=False, detail=absence)
     if name == NATIVE:
         return EngineStatus(name=name, available=True, detail=f"ExecuTorch {native.version()}")
+    # Imported here: it is slow, and a decision needs no version.
+    from importlib import metadata
+
     package = "executorch" if name == BINDING else "onnxruntime"
     return EngineStatus(name=name, available=True, detail=f"{package} {metadata.version(package)}")
 
