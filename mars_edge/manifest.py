@@ -23,6 +23,8 @@ from mars_edge.errors import MarsEdgeError, ModelFileError
 from mars_edge.modality import Modality
 
 SCHEMA_VERSION = 1
+# Faults of a picture's content; they degrade a modality and mask it only where the policy says so.
+CONTENT_FAULTS = ("dark", "saturated", "depth-invalid")
 _WORDS = {str: "a string", int: "a whole number", bool: "true or false"}
 
 
@@ -230,6 +232,8 @@ def _check(m: Manifest) -> None:
         _check_subset(key, m, "operating_points")
     for entry in m.policy.require:
         _need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
+    for fault in m.policy.masking_faults:
+        _need(fault in CONTENT_FAULTS, f"policy.masking_faults {fault!r} is none of {', '.join(CONTENT_FAULTS)}")
     if m.logit_step is not None:
         _need(m.logit_step > 0.0, f"logit_step is {m.logit_step!r}, expected above 0")
     if m.golden is not None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from mars_edge.errors import UsageError
+from mars_edge.manifest import CONTENT_FAULTS
 
 Status = Literal["ok", "degraded", "missing"]
 
@@ -190,7 +191,7 @@ _CONTENT = {
     "saturated": ("saturated", "saturated_share", "saturated_s"),
     "depth-invalid": ("invalid_depth", "invalid_depth_share", "invalid_depth_s"),
 }
-CONTENT_FAULTS = tuple(_CONTENT)
+assert tuple(_CONTENT) == CONTENT_FAULTS
 
 
 def step(state: Health, events: Iterable[Event], now_s: float, limits: Limits) -> Health:

@@ -350,3 +350,12 @@ def test_flipped_text_is_refused_or_whole_but_never_an_accident(seed: int) -> No
         except ModelFileError:
             continue
         assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_masking_fault_that_no_runtime_detects_is_refused() -> None:
+    table = json.loads(full_manifest().to_json())
+    table["policy"]["masking_faults"] = ["dark", "blurred"]
+    with pytest.raises(ModelFileError) as caught:
+        Manifest.from_json(json.dumps(table))
+    allowed = "dark, saturated, depth-invalid"
+    assert str(caught.value) == f"manifest: policy.masking_faults 'blurred' is none of {allowed}"
