@@ -51,6 +51,10 @@ class EncoderRecipe:
     strides: tuple[int, ...] = (2, 2, 2, 1)
     kernel: int = 3
     pool: bool = False
+    """The mean over all pixels at the end."""
+    span: int = 0
+    """conv only: outputs of one more block whose kernel spans the whole remaining map, so that place in it (for
+    audio: order in time) still counts; 0 has none."""
     components: int = 2
     """projection only: principal components kept."""
 
@@ -59,6 +63,13 @@ class EncoderRecipe:
             raise UsageError(
                 f"encoder has {len(self.channels)} channels and {len(self.strides)} strides; give one stride per block"
             )
+        if self.span and (self.pool or self.kind != "conv"):
+            raise UsageError('encoder has a span; it needs kind = "conv" and pool = false')
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the feature."""
+        return self.span or self.channels[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +164,20 @@ class AugmentRecipe:
     """Log-mel values gain a uniform offset within plus or minus this (1.0 is 80 dB)."""
     audio_shift: int = 0
     """Log-mel frames are shifted in time by up to this many."""
+    audio_stretch: float = 0.0
+    """Frames are read at a pace within 1 plus or minus this: faster and slower speech."""
+    audio_warp: float = 0.0
+    """Bands are read at an index scaled by 1 plus or minus this: longer and shorter vocal tracts."""
+    audio_bands: float = 0.0
+    """Bands are shifted by up to this many, in fractions too."""
+    audio_colour: float = 0.0
+    """Bands gain a smooth random offset within plus or minus this: other microphones and rooms (1.0 is 80 dB)."""
+    audio_noise: float = 0.0
+    """Noise of a uniform mean log-mel value in 0 to this is added as power."""
+    audio_band_mask: int = 0
+    """One run of up to this many bands is set to the sample's mean (SpecAugment, arXiv 1904.08779)."""
+    audio_frame_mask: int = 0
+    """One run of up to this many frames is set to the sample's mean."""
     photometric: tuple[str, ...] = ()
     """Names of the image modalities whose brightness and contrast change."""
 

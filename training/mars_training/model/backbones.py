@@ -16,16 +16,27 @@ from mars_training.recipe import EncoderRecipe
 
 
 class ConvEncoder(nn.Module):
-    """A stack of convolution blocks; with `pool`, the mean over all pixels at the end: (B, C, 1, 1)."""
+    """A stack of convolution blocks, then the recipe's `pool` (mean) or `span` (whole-map block): (B, C, 1, 1)."""
 
-    def __init__(self, inputs: int, recipe: EncoderRecipe) -> None:
+    def __init__(self, shape: tuple[int, ...], recipe: EncoderRecipe) -> None:
         super().__init__()
-        self.stack = conv_stack(inputs, recipe.channels, kernel=recipe.kernel, strides=recipe.strides)
+        self.stack = conv_stack(shape[0], recipe.channels, kernel=recipe.kernel, strides=recipe.strides)
         self.pool = recipe.pool
+        if recipe.span:
+            self.stack.append(_span(shape, recipe))
 
     def forward(self, x: Tensor) -> Tensor:
         feature: Tensor = self.stack(x)
         return feature.mean((2, 3), keepdim=True) if self.pool else feature
+
+
+def _span(shape: tuple[int, ...], recipe: EncoderRecipe) -> nn.Sequential:
+    height, width = shape[1:]
+    for stride in recipe.strides:
+        height, width = -(-height // stride), -(-width // stride)
+    return nn.Sequential(
+        nn.Conv2d(recipe.channels[-1], recipe.span, (height, width), bias=False), nn.BatchNorm2d(recipe.span), nn.ReLU()
+    )
 
 
 class ProjectionEncoder(nn.Module):
@@ -69,7 +80,7 @@ def encoder(shape: tuple[int, ...], recipe: EncoderRecipe) -> nn.Module:
     if len(shape) != 3:
         raise UsageError(f"encoder kind {recipe.kind!r} reads tensors (C, H, W), this modality has shape {shape}")
     if recipe.kind == "conv":
-        return ConvEncoder(shape[0], recipe)
+        return ConvEncoder(shape, recipe)
     if recipe.kind == "projection":
         return ProjectionEncoder(shape, recipe)
     raise UsageError(f"unknown encoder kind {recipe.kind!r}; allowed: conv, projection")

@@ -40,7 +40,7 @@ def build_encoders(recipe: ModelRecipe, modalities: Sequence[Modality]) -> dict[
 
 
 def _fusion(recipe: ModelRecipe, names: Sequence[str]) -> Fusion:
-    inputs = sum(recipe.encoders.get(name, EncoderRecipe()).channels[-1] for name in names)
+    inputs = sum(recipe.encoders.get(name, EncoderRecipe()).outputs for name in names)
     return Fusion(inputs, recipe.width, kernel=recipe.fusion_kernel, stride=recipe.fusion_stride)
 
 
