@@ -65,11 +65,10 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
     """
     output = root / OUTPUT
     stamp = _stamp(root, environment)
-    if _is_current(output, stamp):
-        return output
-    shutil.rmtree(output, ignore_errors=True)
     if environment.get("MARS_EDGE_NATIVE") == "0":
         raise NativeBuildError("it was left out of the build (MARS_EDGE_NATIVE=0)")
+    if _is_current(output, stamp):
+        return output
     if platform.system() != "Linux" or target_machine(environment) not in ("x86_64", "aarch64"):
         raise NativeBuildError(f"no build for {platform.system()} {target_machine(environment)}")
     compiler = shlex.split(environment.get("CXX", "g++"))
@@ -83,7 +82,7 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
         _compile(compiler, root / SOURCES[0], package, staged)
         _copy_licence(package, staged)
         (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
-        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(staged, output)
     return output
 

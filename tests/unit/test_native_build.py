@@ -66,6 +66,8 @@ def test_a_build_is_kept_until_a_source_changes(root: Path) -> None:
     (output / "libmars_executorch.so").write_bytes(b"built")
     (output / "build.json").write_text(json.dumps(hatch_build._stamp(root, {})))
     assert build_native(root, {"CXX": "no-such-g++"}) == output
+    with pytest.raises(NativeBuildError, match=r"^it was left out of the build \(MARS_EDGE_NATIVE=0\)$"):
+        build_native(root, {"MARS_EDGE_NATIVE": "0"})
     with (root / hatch_build.SOURCES[0]).open("a") as source:
         source.write("// changed\n")
     with pytest.raises(NativeBuildError):

@@ -15,7 +15,7 @@ from mars_runtime.engines import binding, graph, native
 from mars_runtime.engines.binding import PythonRunner
 from mars_runtime.engines.graph import OnnxEngine
 from mars_runtime.engines.native import NativeRunner
-from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX, Engine, MethodRunner, TensorSpec
+from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX, Engine, MethodRunner, MethodSpec, TensorSpec
 from mars_runtime.engines.staged import StagedEngine
 from mars_runtime.models import find_model
 
@@ -166,14 +166,21 @@ def _check_methods(runner: MethodRunner, manifest: Manifest) -> None:
     missing = sorted(set(required_methods(manifest)) - set(runner.methods()))
     if missing:
         raise ModelFileError(f"the .pte program lacks the method {missing[0]!r} its manifest promises")
-    combined = next(iter(runner.describe("head").inputs), None)
+    combined = next(iter(_describe(runner, "head").inputs), None)
     expected = _expected(manifest, combined.shape if combined else ())
     for method, (inputs, outputs) in expected.items():
-        spec = runner.describe(method)
+        spec = _describe(runner, method)
         given = tuple(map(str, (*spec.inputs, "->", *spec.outputs)))
         wanted = tuple(map(str, (*map(_float32, inputs), "->", *map(_float32, outputs))))
         if given != wanted:
             raise ModelFileError(f"method {method!r} is {' '.join(given)}, its manifest promises {' '.join(wanted)}")
+
+
+def _describe(runner: MethodRunner, method: str) -> MethodSpec:
+    try:
+        return runner.describe(method)
+    except EngineError as error:
+        raise ModelFileError(f"the .pte program is not one of mars-edge: {error}") from error
 
 
 Shapes = list[tuple[int, ...]]
