@@ -80,7 +80,7 @@ def test_the_baseline_recipe_differs_in_the_method_only(repository: Path, name: 
     assert mars.schedule == dropout.schedule and mars.model.encoders == dropout.model.encoders
 
 
-def test_the_digits_recipe_has_about_a_hundred_thousand_parameters(repository: Path) -> None:
+def test_the_digits_recipe_has_between_one_and_two_hundred_thousand_parameters(repository: Path) -> None:
     recipe = load_recipe(repository / "training" / "recipes" / "spoken_digits.toml")
     model = build_model(recipe, digits.describe(recipe.data).modalities, 10)
-    assert 0.08e6 < parameter_count(model) < 0.13e6
+    assert 0.1e6 < parameter_count(model) < 0.2e6
