@@ -1,7 +1,7 @@
 """The converted pieces of a run, kept in RUN/qat so that every artifact of it has the same scales.
 
-    RUN/qat/<method>.pt2   one exported program per piece, any batch
-    RUN/qat/key.json       what they were made from; written last
+RUN/qat/<method>.pt2   one exported program per piece, any batch
+RUN/qat/key.json       what they were made from; written last
 """
 
 from __future__ import annotations
@@ -64,5 +64,6 @@ def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> Dep
             return None
         with hushed(), path.open("rb") as file:
             program = torch.export.load(file)
-        quantize.replace_piece(converted, method, quantize.Piece(program.module()))
+        # Saving merges equal dequantizers again.
+        quantize.replace_piece(converted, method, quantize.Piece(quantize.one_dequantizer_each(program.module())))
     return converted

@@ -22,7 +22,7 @@ from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser
 from mars_export.calibrate import positive_scores
 from mars_runtime.engines import open_engine
-from mars_runtime.engines.protocol import Engine
+from mars_runtime.engines.protocol import Engine as Engine  # the rest of this package has it from here
 from mars_training.data.load import SPLITS, load_split
 from mars_training.data.split import Source, Split
 from mars_training.evaluate import SubsetScore, mean_error, score_logits, score_table

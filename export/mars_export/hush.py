@@ -17,8 +17,8 @@ _LOUD_LOGGERS = (
 )
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),
-    (r".*erase_node.*", UserWarning),
-    (r".*was not found in the list of supported.*", UserWarning),
+    (r".*torch\.jit\.script_method.*is deprecated.*", DeprecationWarning),  # torch itself, on first use of its JIT
+    (r"(read|open)_(text|binary) is deprecated.*", DeprecationWarning),  # executorch reads its edge.yaml so
 )
 
 

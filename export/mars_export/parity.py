@@ -9,7 +9,7 @@ sample happened to choose is still checked. NaN and empty comparisons fail.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -136,7 +136,8 @@ def reference_answers(
     """
     model.eval()
     rows: dict[subsets.Subset, list[tuple[NDArray[Any], ...]]] = {subset: [] for subset in wanted}
-    for indices in torch.arange(len(split)).split(_BATCH):
+    for start in range(0, len(split), _BATCH):
+        indices = torch.arange(start, min(start + _BATCH, len(split)))
         features = model.encode_all(split.batch(indices))
         for subset in wanted:
             present = torch.from_numpy(subsets.mask(subset, model.modalities)).expand(len(indices), -1)
@@ -257,6 +258,8 @@ def check(engine: Engine, model: DeployedMars, held_out: Split) -> Parity:
         given = engine_answers(engine, held_out, wanted)
     except EngineError as error:
         raise ParityError(f"{engine.name}: {error}") from error
+    # One quantizer would serve every subset, so one step does: the range is that of all of them.
+    router_logits = np.concatenate([answer.router_logits for answer in reference.values()])
     report = Parity(
         engine=engine.name,
         samples=len(held_out),
@@ -265,7 +268,7 @@ def check(engine: Engine, model: DeployedMars, held_out: Split) -> Parity:
                 given[subset],
                 reference[subset],
                 logit_step=_step(model, "head", 0, reference[subset].logits),
-                router_step=_step(model, "route", 1, reference[subset].router_logits),
+                router_step=_step(model, "route", 1, router_logits),
             )
             for subset in wanted
         },
@@ -276,14 +279,22 @@ def check(engine: Engine, model: DeployedMars, held_out: Split) -> Parity:
     return report
 
 
-def _usage(answers: Any, experts: int) -> tuple[int, ...]:
-    return tuple(int(n) for n in sum(np.bincount(a.experts.ravel(), minlength=experts) for a in answers))
+def _usage(answers: Iterable[Answers], experts: int) -> tuple[int, ...]:
+    chosen = np.concatenate([answer.experts.ravel() for answer in answers])
+    return tuple(np.bincount(chosen, minlength=experts).tolist())
 
 
 def _step(model: DeployedMars, method: str, output: int, values: NDArray[np.float32]) -> float:
-    """One output step of a piece; for a float piece a small share of its largest value."""
+    """One output step of a piece.
+
+    A float output of a quantized piece counts in steps of the int8 it might have been, 1/255 of the range of
+    `values`; a float piece in steps of a small share of its largest value.
+    """
     steps = quantize.output_steps(quantize.pieces(model)[method])
-    return steps[output] if steps else _FLOAT_STEP * float(np.abs(values).max())
+    if not steps:
+        return _FLOAT_STEP * float(np.abs(values).max())
+    step = steps[output]
+    return float(np.ptp(values)) / 255.0 if step is None else step
 
 
 @torch.no_grad()

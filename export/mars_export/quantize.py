@@ -24,16 +24,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mars_edge.errors import UsageError
 from mars_export.hush import hushed
 from mars_training.data.split import Data, Split
-from mars_training.model.mars import DeployedMars, TrainingMars
+from mars_training.model.mars import DeployedMars, RouteStage, TrainingMars
+from mars_training.model.routers import FeatureRouter
 from mars_training.recipe import Recipe
 from mars_training.sampling import MaskSampler
 from mars_training.train import EpochReport, Hooks, TrainingModel, fit
 
 Examples = dict[str, tuple[Tensor, ...]]
 
+# The router (10,000 of 50 million multiplications) stays float32. In int8 the logits of close experts tie, and a
+# difference of one step anywhere before them picks other experts in one of twenty samples.
+_FLOAT_LAYERS = ("router",)
 # Any batch; 1 is allowed too, or the exported guards would refuse a single sample.
 _LARGEST_BATCH = 1 << 20
 _OBSERVED_BATCHES = 8
+# XNNPACK's own bound: smaller scales lose precision in its requantization.
+_LEAST_WEIGHT_SCALE = 2.0**-12
 
 
 class Piece(nn.Module):
@@ -122,6 +128,31 @@ def _fold_sequential(block: nn.Sequential) -> None:
             block[i] = nn.Identity()
 
 
+class LinearRouter(nn.Module):
+    """A feature router without batch norm as two linear layers on the pooled z; the same logits (B, N).
+
+    In float32 behind an int8 map that is an output too, XNNPACK (executorch 1.5.1) lowers the router's 1 x 1
+    convolutions to a delegate that fails at run time: "Propagating input shapes failed".
+    """
+
+    def __init__(self, router: FeatureRouter) -> None:
+        super().__init__()
+        self.hidden = _as_linear(router.hidden[0])
+        self.out = _as_linear(router.out)
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.out(torch.relu(self.hidden(z.mean((2, 3)))))
+        return logits
+
+
+def _as_linear(layer: nn.Module) -> nn.Linear:
+    assert isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.bias is not None
+    linear = nn.Linear(layer.in_channels, layer.out_channels)
+    linear.weight.data = layer.weight.data.flatten(1).clone()
+    linear.bias.data = layer.bias.data.clone()
+    return linear
+
+
 def prepare(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Replaces every piece by its fake-quantized form, in place: int8, weights per channel, boundaries float32.
 
@@ -129,6 +160,8 @@ def prepare(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]) -> No
         UsageError: a batch norm cannot be folded, or a piece has dropout (a traced piece has no modes).
     """
     fold_batch_norms(deployed)
+    if isinstance(deployed.route_stage, RouteStage) and isinstance(deployed.route_stage.router, FeatureRouter):
+        deployed.route_stage.router = LinearRouter(deployed.route_stage.router)
     dropouts = [name for name, m in deployed.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     if dropouts:
         raise UsageError(f"piece has dropout {dropouts[0]!r}: quantization-aware training cannot switch it off")
@@ -139,18 +172,53 @@ def prepare(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]) -> No
 
 
 def _prepare_piece(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_qat=True))
-    # Four of its patterns look for batch norms, 4 s per piece; there are none left.
-    quantizer.SUPPORTED_PATTERNS = [p for p in quantizer.SUPPORTED_PATTERNS if "bn" not in p.name]
     with hushed():
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
+
+        config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
+        quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, weight=_exact_weights(config.weight)))
+        # Four of its patterns look for batch norms, 4 s per piece; there are none left.
+        quantizer.SUPPORTED_PATTERNS = [p for p in quantizer.SUPPORTED_PATTERNS if "bn" not in p.name]
+        _leave_float(quantizer)
         prepared: nn.Module = prepare_qat_pt2e(trace(module.train(), example).module(), quantizer)
     return prepared
+
+
+def _exact_weights(spec: Any) -> Any:
+    """The weight quantizer with scales that are the same in training and after conversion.
+
+    The default one trains with the scales of its fused kernel (largest weight / 127 or / 128) but converts with
+    its observer's (/ 127.5): up to four output steps apart after two layers.
+    """
+    from torchao.quantization.pt2e import FakeQuantize, MovingAveragePerChannelMinMaxObserver
+
+    # averaging_constant 1: the range is that of the weights as they are, not of an average over steps.
+    quantizer = FakeQuantize.with_args(
+        observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=_LEAST_WEIGHT_SCALE
+    )
+    return dataclasses.replace(spec, observer_or_fake_quant_ctr=quantizer)
+
+
+def _leave_float(quantizer: Any) -> None:
+    """Makes `quantizer` skip every operation inside `_FLOAT_LAYERS`."""
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    # `set_module_name(name, None)` is not supported, and shared-scale operations are annotated past it.
+    annotate = quantizer.annotate
+
+    def annotate_others(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        annotate(model)
+        for node in model.graph.nodes:
+            inside = {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
+            if inside & set(_FLOAT_LAYERS):
+                node.meta.pop(Q_ANNOTATION_KEY, None)
+        return model
+
+    quantizer.annotate = annotate_others
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -175,22 +243,36 @@ def freeze_observers(deployed: DeployedMars) -> None:
 
 
 def _disable_observer() -> Callable[[nn.Module], None]:
-    from torchao.quantization.pt2e import disable_observer
-
+    with hushed():
+        from torchao.quantization.pt2e import disable_observer
     disable: Callable[[nn.Module], None] = disable_observer
     return disable
 
 
 def convert(prepared: DeployedMars) -> DeployedMars:
     """A copy whose pieces compute with real int8 weights and quantize-dequantize pairs; float32 at the boundaries."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+    with hushed():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    converted = copy.deepcopy(prepared)
-    for method, piece in pieces(converted).items():
-        assert isinstance(piece, Piece)
-        with hushed():
-            replace_piece(converted, method, Piece(convert_pt2e(piece.traced)))
+        converted = copy.deepcopy(prepared)
+        for method, piece in pieces(converted).items():
+            assert isinstance(piece, Piece)
+            replace_piece(converted, method, Piece(one_dequantizer_each(convert_pt2e(piece.traced))))
     return converted
+
+
+def one_dequantizer_each(traced: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with a dequantizer of its own for every reader of a quantized value.
+
+    XNNPACK refuses to run a dequantized map that is at once an output, in NCHW, and read on in NHWC.
+    """
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and "dequantize_per_tensor" in str(node.target):
+            for user in list(node.users)[1:]:
+                with traced.graph.inserting_after(node):
+                    user.replace_input_with(node, traced.graph.node_copy(node))
+    traced.recompile()
+    return traced
 
 
 def float_pieces(deployed: DeployedMars) -> DeployedMars:
@@ -200,15 +282,17 @@ def float_pieces(deployed: DeployedMars) -> DeployedMars:
     return folded
 
 
-def output_steps(piece: nn.Module) -> tuple[float, ...]:
-    """Per output of a converted piece, the distance between neighbouring values; empty for a float piece."""
+def output_steps(piece: nn.Module) -> tuple[float | None, ...]:
+    """Per output of a converted piece, the distance between neighbouring values, None for a float output.
+
+    Empty for a float piece.
+    """
     traced = getattr(piece, "traced", None)
     if traced is None:
         return ()
     (returned,) = [n for n in traced.graph.nodes if n.op == "output"]
     leaves, _ = torch.utils._pytree.tree_flatten(returned.args)
-    steps = [float(n.args[1]) for n in leaves if "dequantize_per_tensor" in str(n.target)]
-    return tuple(steps) if len(steps) == len(leaves) else ()
+    return tuple(float(n.args[1]) if "dequantize_per_tensor" in str(n.target) else None for n in leaves)
 
 
 def quantization_schedule(recipe: Recipe) -> Recipe:
@@ -256,5 +340,6 @@ def _observe(model: TrainingMars, train: Split, batch_size: int) -> None:
     model.train()
     sampler = MaskSampler(model.deployed.modalities, start=1, tau=1.0, floor=0.0)
     order = torch.randperm(len(train))[: _OBSERVED_BATCHES * batch_size]
-    for indices in order.split(batch_size):
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
         model(train.batch(indices), sampler.masks(sampler.draw(len(indices))))

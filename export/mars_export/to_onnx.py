@@ -202,7 +202,9 @@ def assemble(layout: Layout, models: Mapping[str, ModelProto], manifest: str) ->
     nodes += [*route.nodes, helper.make_node("Identity", [router_logits], ["router_logits"])]
     initializers += route.initializers
     nodes += _gates(layout, initializers)
-    terms = [_expert_branch(i, fragment(models[f"expert_{i}"], f"expert_{i}", [z]), layout) for i in range(layout.experts)]
+    terms = [
+        _expert_branch(i, fragment(models[f"expert_{i}"], f"expert_{i}", [z]), layout) for i in range(layout.experts)
+    ]
     nodes += terms
     summed = [node.output[0] for node in terms]
     if layout.shared_expert:
@@ -279,7 +281,9 @@ def _gates(layout: Layout, initializers: list[TensorProto]) -> list[NodeProto]:
     constants |= {f"gates/{i}": np.array(i, np.int64) for i in range(layout.experts)}
     initializers += [numpy_helper.from_array(value, name) for name, value in constants.items()]
     nodes = [
-        helper.make_node("TopK", ["router_logits", "gates/k"], ["gates/kept", "gates/chosen"], axis=1, name="gates/top_k"),
+        helper.make_node(
+            "TopK", ["router_logits", "gates/k"], ["gates/kept", "gates/chosen"], axis=1, name="gates/top_k"
+        ),
         helper.make_node("Softmax", ["gates/kept"], ["gates/row"], axis=1),
         helper.make_node("Reshape", ["gates/row", "gates/column"], ["gates/weights"]),
         helper.make_node("Reshape", ["gates/chosen", "gates/column"], ["gates/chosen_column"]),

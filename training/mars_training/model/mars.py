@@ -17,20 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from mars_training.model.fusion import Fusion
-from mars_training.model.routers import FeatureRouter, NoisyRouting, ResidualRouter, top_k_gates
+from mars_training.model.routers import NoisyRouting, ResidualRouter, top_k_gates
 
 
 class RouteStage(nn.Module):
     """Features of all modalities, missing ones all zeros, to (z, feature-router logits (B, N))."""
 
-    def __init__(self, fusion: Fusion, router: FeatureRouter) -> None:
+    def __init__(self, fusion: Fusion, router: nn.Module) -> None:
         super().__init__()
         self.fusion = fusion
         self.router = router
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         z = self.fusion(features)
-        return z, self.router(z)
+        logits: Tensor = self.router(z)
+        return z, logits
 
 
 class Head(nn.Module):
