@@ -64,6 +64,6 @@ def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> Dep
             return None
         with hushed(), path.open("rb") as file:
             program = torch.export.load(file)
-        # Saving merges equal dequantizers again.
+        # Exporting may merge equal dequantizers again.
         quantize.replace_piece(converted, method, quantize.Piece(quantize.one_dequantizer_each(program.module())))
     return converted

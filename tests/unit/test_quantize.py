@@ -1,0 +1,132 @@
+"""Quantized pieces: folding changes nothing, conversion is exact, and one export serves every batch size."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mars_edge.errors import UsageError
+from mars_export import cache, quantize
+from mars_export.hush import hushed
+from mars_training.model.mars import DeployedMars
+from tests.helpers.tiny_mars import NAMES, SHAPES, model, recipe, split
+
+EVERYTHING = torch.ones(8, len(NAMES), dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> DeployedMars:
+    deployed = model().deployed
+    with hushed():
+        quantize.prepare(deployed, SHAPES)
+        deployed(split(8, 1).batch(torch.arange(8)), EVERYTHING)
+        quantize.freeze_observers(deployed)
+    return deployed
+
+
+@pytest.fixture(scope="module")
+def converted(prepared: DeployedMars) -> DeployedMars:
+    with hushed():
+        return quantize.convert(prepared)
+
+
+def test_folding_keeps_every_output_and_leaves_no_batch_norm() -> None:
+    deployed = model().deployed
+    folded = quantize.float_pieces(deployed)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    inputs = split(8, 1).batch(torch.arange(8))
+    torch.testing.assert_close(folded(inputs, EVERYTHING), deployed(inputs, EVERYTHING), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_without_a_convolution_before_it_is_refused() -> None:
+    block = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
+    with pytest.raises(UsageError) as caught:
+        quantize.fold_batch_norms(block)
+    assert str(caught.value) == "batch norm '1' does not follow a convolution in a Sequential: it cannot be folded"
+
+
+def test_folded_weights_have_plain_strides() -> None:
+    # A (4, 1, 3, 3) weight is contiguous in both memory formats; lowering reads its strides.
+    folded = quantize.float_pieces(model().deployed)
+    for name, weight in folded.named_parameters():
+        expected = torch.empty(weight.shape).stride()
+        assert weight.stride() == expected, name
+
+
+def test_dropout_in_a_piece_is_refused() -> None:
+    deployed = model().deployed
+    deployed.head = nn.Sequential(nn.Dropout(0.5), deployed.head)
+    with pytest.raises(UsageError) as caught:
+        quantize.prepare(deployed, SHAPES)
+    assert str(caught.value) == "piece has dropout 'head.0': quantization-aware training cannot switch it off"
+
+
+def test_conversion_answers_exactly_as_the_fake_quantized_model(
+    prepared: DeployedMars, converted: DeployedMars
+) -> None:
+    inputs = split(8, 2).batch(torch.arange(8))
+    with torch.no_grad():
+        torch.testing.assert_close(converted(inputs, EVERYTHING), prepared(inputs, EVERYTHING), rtol=0, atol=1e-6)
+
+
+def test_one_sample_and_many_give_the_same_answers(converted: DeployedMars) -> None:
+    inputs = split(8, 2).batch(torch.arange(8))
+    with torch.no_grad():
+        together = converted(inputs, EVERYTHING)
+        alone = converted({name: x[:1] for name, x in inputs.items()}, EVERYTHING[:1])
+    torch.testing.assert_close(alone, together[:1], rtol=0, atol=1e-5)
+
+
+def test_logits_lie_on_the_grid_of_the_output_step(converted: DeployedMars) -> None:
+    (step,) = quantize.output_steps(converted.head)
+    assert len(quantize.output_steps(converted.route_stage)) == 2
+    with torch.no_grad():
+        counts = converted(split(8, 2).batch(torch.arange(8)), EVERYTHING) / step
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
+    assert quantize.output_steps(nn.ReLU()) == ()
+
+
+def test_a_missing_modality_stays_exactly_zero_inside_the_int8_router(converted: DeployedMars) -> None:
+    quantizers = [
+        n for n in converted.route_stage.traced.graph.nodes  # type: ignore[union-attr]
+        if n.op == "call_function" and "quantize_per_tensor" in str(n.target) and "dequantize" not in str(n.target)
+    ]  # fmt: skip
+    for node in quantizers[: len(NAMES)]:
+        scale, zero_point, low, high = node.args[1:5]
+        assert low <= zero_point <= high, f"zero is not representable with scale {scale}"
+
+
+def test_a_piece_has_no_modes(prepared: DeployedMars) -> None:
+    prepared.train()
+    prepared.eval()
+    assert not prepared.head.training
+    with hushed():
+        copied = copy.deepcopy(prepared)
+    assert isinstance(copied.head, quantize.Piece)
+
+
+def test_quantization_aware_training_is_the_recipe_with_another_schedule() -> None:
+    given = recipe(qat_epochs=3, qat_rate=0.25)
+    used = quantize.quantization_schedule(given)
+    assert used.schedule.epochs == 3
+    assert used.schedule.rate == pytest.approx(given.schedule.rate * 0.25)
+    assert (used.loss, used.model, used.augment) == (given.loss, given.model, given.augment)
+
+
+def test_stored_pieces_answer_as_before_and_only_for_their_key(
+    converted: DeployedMars, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run") / "qat"
+    cache.save(folder, {"weights": "a"}, converted, SHAPES)
+    assert cache.load(folder, {"weights": "b"}, model().deployed) is None
+    loaded = cache.load(folder, {"weights": "a"}, model().deployed)
+    assert loaded is not None
+    inputs = split(5, 2).batch(torch.arange(5))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs, EVERYTHING[:5]), converted(inputs, EVERYTHING[:5]), rtol=0, atol=1e-6)
+    (folder / "head.pt2").unlink()
+    assert cache.load(folder, {"weights": "a"}, model().deployed) is None
