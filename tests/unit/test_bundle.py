@@ -1,0 +1,82 @@
+"""What an export asks for, holds out, stores and refuses, short of lowering anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mars_edge.errors import ParityError, UsageError
+from mars_edge.manifest import Tensor
+from mars_export import bundle
+from mars_export.to_executorch import Coverage, require_coverage
+from tests.helpers.tiny_mars import NAMES, info, model, split
+
+
+def test_too_little_on_the_delegate_is_refused_with_the_worst_method() -> None:
+    coverage = {
+        "encode_rgb": Coverage(delegated=10, total=10, left=()),
+        "head": Coverage(delegated=1, total=4, left=("aten.mean.dim", "aten.sum.dim")),
+    }
+    require_coverage(coverage, 11 / 14)
+    with pytest.raises(ParityError) as caught:
+        require_coverage(coverage, 0.9)
+    assert str(caught.value) == (
+        "XNNPACK executes 78.6% of the operations, at least 90% are needed; "
+        "worst method head, outside: aten.mean.dim, aten.sum.dim"
+    )
+
+
+def test_counting_nothing_is_no_coverage() -> None:
+    with pytest.raises(ParityError, match=r"^XNNPACK executes 0\.0% of the operations"):
+        require_coverage({}, 0.9)
+
+
+def test_the_golden_sample_is_stored_without_loss() -> None:
+    rounded = bundle._as_bytes(split(4, 0))
+    for name in NAMES:
+        stored = Tensor.of(bundle._bytes(rounded.inputs[name][2])).array()
+        np.testing.assert_array_equal(stored, rounded.inputs[name][2].numpy())
+
+
+def test_held_out_samples_are_spread_over_the_split_and_never_seen_before() -> None:
+    test, train = split(100, 5), split(50, 6)
+    chosen = bundle.held_out(test, 10, {"train": train})
+    assert len(chosen) == 10
+    assert len(bundle.held_out(test, 1000, {"train": train})) == 100
+    torch.testing.assert_close(chosen.inputs["ir"][0], test.inputs["ir"][0])
+    torch.testing.assert_close(chosen.inputs["ir"][-1], test.inputs["ir"][-1])
+    with pytest.raises(ParityError) as caught:
+        bundle.held_out(test, 10, {"train": train, "validation": test})
+    assert str(caught.value) == "10 of 10 parity samples are in the validation split: take others"
+    with pytest.raises(UsageError) as refused:
+        bundle.held_out(test, 0, {})
+    assert str(refused.value) == "--parity-samples is 0; parity needs at least 1 sample"
+
+
+def test_the_routing_margin_is_the_lead_of_the_last_expert_that_runs() -> None:
+    logits = np.array([[3.0, 1.0, 2.5, 0.0], [1.0, 1.0, 1.0, 1.0]], np.float32)
+    np.testing.assert_allclose(bundle._routing_margin(logits, 2), [1.5, 0.0])
+    assert np.isinf(bundle._routing_margin(logits, 4)).all()
+
+
+def test_a_format_we_cannot_write_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        bundle.expected_files([Path("a.pte"), Path("a.pte")])
+    assert str(caught.value) == "an output is named twice: a.pte, a.pte"
+    ready = bundle.Model(deployed=model().deployed, precision="fp32", info=info(), provenance={})
+    splits = bundle.Splits(validation=split(4, 0), test=split(4, 1), parity=split(4, 2))
+    with pytest.raises(UsageError) as missing:
+        bundle.write(tmp_path / "none" / "a.onnx", ready, splits)
+    assert str(missing.value) == f"no folder {tmp_path / 'none'} to write a.onnx into"
+
+
+def test_the_draft_says_where_the_model_came_from() -> None:
+    ready = bundle.Model(deployed=model().deployed, precision="fp32", info=info(), provenance={"selected_epoch": 3})
+    draft = bundle._draft(ready)
+    assert draft.provenance["recipe"]["name"] == "tiny"
+    assert draft.provenance["selected_epoch"] == 3
+    assert set(draft.provenance["versions"]) >= {"mars-edge", "torch", "executorch", "onnxruntime"}
+    assert type(draft).from_json(draft.to_json()) == draft
