@@ -6,6 +6,7 @@ Source: ExecuTorch 1.5, "Exporting to ExecuTorch" and "XNNPACK backend".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,8 @@ class Lowered:
         document = torch.frombuffer(bytearray(manifest.encode("utf-8")), dtype=torch.uint8)
         with hushed():
             manager = EdgeProgramManager(
-                {name: self._manager.exported_program(name) for name in self.methods},
+                # Serialising rewrites the programs it is given: a copy keeps the next manifest's equal.
+                {name: copy.deepcopy(self._manager.exported_program(name)) for name in self.methods},
                 constant_methods={_MANIFEST_METHOD: document},
                 compile_config=self._manager.compile_config,
             )
