@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mars_edge import __version__
 from mars_edge.errors import MarsEdgeError, UsageError
@@ -28,6 +30,7 @@ _DEVELOPMENT_PACKAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 usage, 3 no sensor, 4 bad model, 5 objective missed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     try:
         code = _dispatch(arguments)
         # Here, not at the interpreter's exit: a broken pipe there is a traceback and exit code 120.
@@ -40,14 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of stdout left (`mars-edge run | head`): the interpreter's flush at exit must not fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
     except OSError as error:
         # A path of the user that no command looked at itself: a read-only folder, a file that just vanished.
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        print(f"mars-edge: {error.filename}: {error.strerror}", file=sys.stderr)
-        return UsageError.exit_code
+        print(f"mars-edge: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+        if error.filename is not None:
+            return UsageError.exit_code
+        _discard_stdout()
+        return MarsEdgeError.exit_code
+
+
+def _open_closed_streams() -> None:
+    """A daemon may start us with stdout or stderr closed: text for one must then not reach the other."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+
+
+def _discard_stdout() -> None:
+    """What is still buffered for stdout is dropped at the interpreter's exit instead of failing there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

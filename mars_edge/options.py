@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -18,13 +19,15 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.removeprefix('mars-edge ')}: {message}")
 
 
-def positive(kind: type[int] | type[float], *, zero: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number above 0, or from 0 on with `zero`."""
+def positive(kind: type[int] | type[float], *, zero: bool = False, most: float = sys.maxsize) -> Callable[[str], float]:
+    """An argparse type: a number above 0, or from 0 on with `zero`, up to `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
         if not 0 <= value < math.inf or (value == 0 and not zero):
             raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is above {most}")
         return value
 
     # argparse names the type in its own message for text that is no number.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mars_edge import metrics, subsets
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
-from mars_edge.options import OneLineParser
+from mars_edge.options import OneLineParser, positive
 from mars_export.calibrate import positive_scores
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine as Engine  # the rest of this package has it from here
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--at", choices=("argmax", "operating-point"), default="argmax", help="default: argmax")
     parser.add_argument("--engine", help="which engine, if there are several for the format")
-    parser.add_argument("--threads", type=int, help="of the engine")
+    parser.add_argument("--threads", type=positive(int, most=256), help="of the engine, 1 to 256")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no notes on stderr")
     return parser

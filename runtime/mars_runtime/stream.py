@@ -15,7 +15,7 @@ from mars_runtime.decision import Decision
 from mars_runtime.engines.protocol import Engine
 from mars_runtime.health import Limits
 from mars_runtime.pipeline import Pipeline, Settings
-from mars_runtime.sensors.driver import Driver, Traits
+from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.faulty import FaultyDriver
 from mars_runtime.sensors.simulated import RIG_MODALITIES, World
 from mars_runtime.sensors.source import SensorSpec, check_names, make_driver
@@ -55,16 +55,16 @@ class Stream:
     def _capture(self, name: str, driver: Driver, manifest: Manifest, settings: Settings) -> Capture:
         overrides, modality = settings.health.get(name, {}), manifest.modality(name)
 
-        def lost_after_s(traits: Traits) -> float:
-            base = Limits(period_s=traits.period_s)
-            return health.with_overrides(base, overrides, f"sensor.{name}.health").lost_after_s
+        def limits(period_s: float) -> Limits:
+            return health.with_overrides(Limits(period_s=period_s), overrides, f"sensor.{name}.health")
 
         return Capture(
             name,
             driver,
             self._doorbell,
             depth=modality.kind == "image" and modality.dtype == "uint16",
-            lost_after_s=lost_after_s,
+            lost_after_s=lambda traits: limits(traits.period_s).lost_after_s,
+            errors_in_a_row=limits(driver.traits.period_s).errors_in_a_row,
         )
 
     def __enter__(self) -> Stream:

@@ -245,3 +245,37 @@ def test_a_reader_that_leaves_early_is_no_error(lines: int, repository: Path) ->
     finally:
         os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def shell(command: str, repository: Path) -> subprocess.CompletedProcess[str]:
+    """`command` in a shell, where $MARS stands for the program."""
+    folders = [repository, *(repository / name for name in ("training", "export", "runtime"))]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "MARS": f"{sys.executable} -m mars_edge",
+    }
+    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line(repository: Path) -> None:
+    result = shell("$MARS --help >/dev/full", repository)
+    assert (result.returncode, result.stderr) == (1, "mars-edge: stdout: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_is_no_traceback_and_never_moves_text_to_the_other(closed: str, repository: Path) -> None:
+    result = shell(f"$MARS nonsense {closed}>&-", repository)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == ("" if closed == "2" else result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_number_that_no_counter_holds_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--model", "m.pte", "--max-decisions", "99999999999999999999999"]) == 2
+    expected = f"run: argument --max-decisions: 99999999999999999999999 is above {sys.maxsize}"
+    assert capsys.readouterr().err == f"mars-edge: {expected}\n"
+    assert cli.main(["run", "--model", "m.pte", "--threads", "4294967298"]) == 2
+    assert capsys.readouterr().err == "mars-edge: run: argument --threads: 4294967298 is above 256\n"
