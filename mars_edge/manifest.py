@@ -261,6 +261,7 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
     for modality in m.modalities:
         shape = golden.inputs[modality.name].shape
         _need(shape == modality.shape, f"golden input {modality.name} has shape {shape}, expected {modality.shape}")
+    _need(len(golden.logits) >= 1, "golden.logits is empty: a self-test without answers proves nothing")
     for key, logits in golden.logits.items():
         _check_subset(key, m, "golden.logits")
         _need(len(logits) == len(m.labels), f"golden logits of {key} are {len(logits)} for {len(m.labels)} labels")

@@ -81,4 +81,6 @@ def test_aarch64_answers_bit_for_bit_as_this_machine(name: str, repository: Path
     )
     assert result.returncode == 0, result.stderr
     assert "answers bit-identical to x86_64" in result.stdout
-    assert result.stdout.endswith("aarch64: mars-edge run gave 20 decisions\n")
+    streamed = {"face_antispoof.pte": "mars-edge run gave 20 decisions"}
+    otherwise = "nothing streamed, the simulated rig has none of this model's sensors"
+    assert result.stdout.endswith(f"aarch64: {streamed.get(name, otherwise)}\n")

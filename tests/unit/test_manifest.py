@@ -237,6 +237,10 @@ VIOLATIONS: list[tuple[Any, str]] = [
     ),
     (changed("golden", "tolerance", to=-1), "manifest: golden.tolerance is -1.0, expected at least 0"),
     (
+        changed("golden", "logits", to={}),
+        "manifest: golden.logits is empty: a self-test without answers proves nothing",
+    ),
+    (
         changed("golden", "logits", "rgb", to=[1.0]),
         "manifest: golden logits of rgb are 1 for 3 labels",
     ),

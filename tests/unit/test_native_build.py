@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hatch_build
 from hatch_build import OUTPUT, NativeBuildError, build_native, private_names, record_absence
+from mars_runtime.engines import native
 
 
 @pytest.fixture
@@ -83,3 +86,30 @@ def test_the_engine_builds_from_an_installed_executorch(root: Path) -> None:
     names = {path.name for path in output.iterdir()}
     assert {"libmars_executorch.so", "libmarsedgeet.so", "LICENSE.executorch", "build.json"} <= names
     assert sum(path.stat().st_size for path in output.iterdir()) < 20_000_000
+
+
+@pytest.fixture
+def folder_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder where the native engine is looked for."""
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native._library.cache_clear()
+    yield tmp_path
+    native._library.cache_clear()
+
+
+def test_a_library_of_another_interface_is_a_reason_and_no_crash(folder_of_the_engine: Path) -> None:
+    source = folder_of_the_engine / "other.c"
+    source.write_text("int unrelated(void) { return 1; }\n")
+    library = folder_of_the_engine / "libmars_executorch.so"
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("apt-get install g++")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    assert native.absence() == "the native engine has interface none, this mars-edge needs 1: reinstall it"
+
+
+@pytest.mark.parametrize("record", [None, "", "{}", "[]", "not json"])
+def test_a_damaged_build_record_does_not_hide_the_engine(record: str | None, folder_of_the_engine: Path) -> None:
+    if record is not None:
+        (folder_of_the_engine / "build.json").write_text(record)
+    assert native.version() == "of unknown version"

@@ -116,9 +116,11 @@ def absence() -> str | None:
 
 
 def version() -> str:
-    """The ExecuTorch version the library was built from."""
-    text = (FOLDER / "build.json").read_text(encoding="utf-8")
-    return str(json.loads(text)["executorch"])
+    """The ExecuTorch version the library was built from; "of unknown version" if its record is damaged."""
+    try:
+        return str(json.loads((FOLDER / "build.json").read_text(encoding="utf-8"))["executorch"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "of unknown version"
 
 
 class NativeRunner:
@@ -241,13 +243,14 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"the native engine cannot be loaded: {error}") from error
+    # Before anything else is looked up: another interface may lack functions of this one.
+    abi = library.mars_abi() if hasattr(library, "mars_abi") else "none"
+    if abi != _ABI:
+        raise EngineError(f"the native engine has interface {abi}, this mars-edge needs {_ABI}: reinstall it")
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int32
     library.mars_last_error.restype = ctypes.c_char_p
-    abi = library.mars_abi()
-    if abi != _ABI:
-        raise EngineError(f"the native engine has interface {abi}, this mars-edge needs {_ABI}: reinstall it")
     return library
 
 
