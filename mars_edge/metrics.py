@@ -53,6 +53,14 @@ class SpoofErrors:
         return max(self.apcer, key=lambda name: self.apcer[name].value)
 
 
+def class_probabilities(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Softmax over the last axis of logits / `temperature`: what thresholds are compared with."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
 def clopper_pearson(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a binomial share, from the binomial tails (Clopper, Pearson 1934).
 

@@ -21,10 +21,7 @@ _ARGMAX_THRESHOLD = 0.5
 
 def positive_scores(logits: NDArray[np.floating], positive: int, temperature: float = 1.0) -> NDArray[np.float64]:
     """Softmax probability (B,) of class `positive` from logits (B, classes), as the runtime computes it."""
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    scores: NDArray[np.float64] = powers[:, positive] / powers.sum(axis=1)
-    return scores
+    return metrics.class_probabilities(logits, temperature)[:, positive]
 
 
 def pick_threshold(scores: NDArray[np.float64], live: NDArray[np.bool_], recipe: ExportRecipe) -> float:

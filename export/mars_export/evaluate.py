@@ -25,7 +25,7 @@ from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine as Engine  # the rest of this package has it from here
 from mars_training.data.load import SPLITS, load_split
 from mars_training.data.split import Source, Split
-from mars_training.evaluate import SubsetScore, mean_error, score_logits, score_table
+from mars_training.evaluate import SubsetScore, mean_error, score_logits, score_table, spoof_score
 from mars_training.recipe import Recipe, recipe_from_dict
 
 _EXAMPLE = "example: mars-edge evaluate --model face_antispoof.pte"
@@ -94,23 +94,14 @@ def recipe_of(manifest: Manifest) -> Recipe:
 def score_at_operating_point(logits: NDArray[np.float32], split: Split, manifest: Manifest, subset: str) -> SubsetScore:
     """The task's metric as the runtime decides: at the subset's threshold; accuracy has none."""
     source = source_of(manifest)
-    at_argmax = score_logits(logits, split, source, subset)
     point = manifest.operating_points.get(subset)
     if source.positive_label is None or point is None:
-        return at_argmax
+        return score_logits(logits, split, source, subset)
     positive = source.labels.index(source.positive_label)
     scores = positive_scores(logits, positive, point.temperature)
     live = split.labels.numpy() == positive
     errors = metrics.spoof_errors(scores, live, split.group_labels, point.threshold)
-    worst = errors.worst_species
-    detail = {
-        "bpcer": dataclasses.asdict(errors.bpcer),
-        "apcer_pooled": dataclasses.asdict(errors.apcer_pooled),
-        "apcer_worst": dataclasses.asdict(errors.apcer[worst]),
-        "worst_species": worst,
-        "apcer": {name: rate.value for name, rate in errors.apcer.items()},
-    }
-    return dataclasses.replace(at_argmax, value=errors.acer, low=errors.acer_low, high=errors.acer_high, detail=detail)
+    return spoof_score(errors, subset, len(split))
 
 
 def evaluate_artifact(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest, OperatingPoint, Policy
+from mars_edge.metrics import class_probabilities
 
 ACCEPT, REJECT, ABSTAIN = "accept", "reject", "abstain"
 # From lenient to strict.
@@ -101,7 +102,7 @@ def decide(
     point = manifest.operating_points.get(subsets.label(present, manifest.names))
     if why is not None or logits is None or point is None:
         return _refusal(manifest, policy, point, why)
-    scores = _softmax(logits, point.temperature)
+    scores = class_probabilities(logits, point.temperature)
     if manifest.positive_label is not None:
         return _binary(manifest, point, scores, manifest.labels.index(manifest.positive_label))
     best = int(np.argmax(scores))
@@ -126,10 +127,3 @@ def _binary(manifest: Manifest, point: OperatingPoint, scores: NDArray[np.float6
     others[positive] = -1.0
     label = manifest.labels[positive if accepted else int(np.argmax(others))]
     return Outcome(label=label, score=score, threshold=point.threshold, verdict=ACCEPT if accepted else REJECT)
-
-
-def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max())
-    weights: NDArray[np.float64] = powers / powers.sum()
-    return weights

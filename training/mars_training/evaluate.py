@@ -94,6 +94,11 @@ def score_logits(logits: NDArray[np.floating], split: Split, source: Source, sub
     # Two classes: the largest logit is the positive one exactly when this difference is above zero.
     margin = logits[:, positive] - np.delete(logits, positive, axis=1).max(axis=1)
     errors = metrics.spoof_errors(margin, live, split.group_labels, float(np.nextafter(0.0, 1.0)))
+    return spoof_score(errors, subset, len(split))
+
+
+def spoof_score(errors: metrics.SpoofErrors, subset: str, n: int) -> SubsetScore:
+    """The score of one subset from its live/spoof error rates over `n` samples."""
     worst = errors.worst_species
     return SubsetScore(
         subset=subset,
@@ -101,7 +106,7 @@ def score_logits(logits: NDArray[np.floating], split: Split, source: Source, sub
         value=errors.acer,
         low=errors.acer_low,
         high=errors.acer_high,
-        n=len(split),
+        n=n,
         detail={
             "bpcer": asdict(errors.bpcer),
             "apcer_pooled": asdict(errors.apcer_pooled),
