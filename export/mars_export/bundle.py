@@ -266,7 +266,7 @@ def _golden(engine: Engine, model: Model, validation: Split) -> Golden:
     steps = quantize.output_steps(model.deployed.head)
     step = steps[0] if steps else None
     return Golden(
-        inputs={name: Tensor.of(_bytes(x[0])) for name, x in chosen.inputs.items()},
+        inputs={name: Tensor.of(_bytes(x[0])) for name, x in chosen.batch(torch.tensor([0])).items()},
         logits={
             subsets.label(subset, model.info.source.names): tuple(float(v) for v in answer.logits[0])
             for subset, answer in answers.items()
@@ -288,7 +288,8 @@ def _bytes(x: torch.Tensor) -> Any:
 def _as_bytes(split: Split) -> Split:
     """The split with every input rounded to k / 255, in float32: exactly what the manifest can store."""
     inputs = {
-        name: torch.from_numpy(_bytes(x).astype(np.float32) / np.float32(255.0)) for name, x in split.inputs.items()
+        name: torch.from_numpy(_bytes(x).astype(np.float32) / np.float32(255.0))
+        for name, x in split.batch(torch.arange(len(split))).items()
     }
     return replace(split, inputs=inputs)
 

@@ -52,10 +52,10 @@ def operating_point(
         return _accuracy_point(*test, recipe)
     positive = source.labels.index(source.positive_label)
     threshold = pick_threshold(
-        positive_scores(validation[0], positive), validation[1].labels.numpy() == positive, recipe
+        positive_scores(validation[0], positive), validation[1].class_labels.numpy() == positive, recipe
     )
     logits, split = test
-    live = split.labels.numpy() == positive
+    live = split.class_labels.numpy() == positive
     errors = metrics.spoof_errors(positive_scores(logits, positive), live, split.group_labels, threshold)
     smaller_class = int(min(live.sum(), (~live).sum()))
     return OperatingPoint(
@@ -76,7 +76,7 @@ def certified(upper_error: float, samples: int, recipe: ExportRecipe) -> bool:
 
 
 def _accuracy_point(logits: NDArray[np.float32], split: Split, recipe: ExportRecipe) -> OperatingPoint:
-    hits = metrics.accuracy(logits.argmax(axis=1).astype(np.int64), split.labels.numpy())
+    hits = metrics.accuracy(logits.argmax(axis=1).astype(np.int64), split.class_labels.numpy())
     return OperatingPoint(
         threshold=0.0,
         metric="accuracy",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mars_edge import metrics, subsets
@@ -57,7 +58,8 @@ def engine_answers(
     logits: dict[subsets.Subset, list[NDArray[np.float32]]] = {subset: [] for subset in wanted}
     experts: dict[subsets.Subset, list[list[int]]] = {subset: [] for subset in wanted}
     for i in range(len(split)):
-        samples = {name: split.inputs[name][i].float().contiguous().numpy() for name in used}
+        row = split.batch(torch.tensor([i]))
+        samples = {name: row[name][0].contiguous().numpy() for name in used}
         first = engine.infer(samples, {})
         for subset in wanted:
             whole = len(subset) == len(used)
@@ -99,7 +101,7 @@ def score_at_operating_point(logits: NDArray[np.float32], split: Split, manifest
         return score_logits(logits, split, source, subset)
     positive = source.labels.index(source.positive_label)
     scores = positive_scores(logits, positive, point.temperature)
-    live = split.labels.numpy() == positive
+    live = split.class_labels.numpy() == positive
     errors = metrics.spoof_errors(scores, live, split.group_labels, point.threshold)
     return spoof_score(errors, subset, len(split))
 

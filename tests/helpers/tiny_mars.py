@@ -11,7 +11,7 @@ from torch import nn
 from mars_edge.modality import Modality
 from mars_training.checkpoint import RunInfo
 from mars_training.data.split import Source, Split
-from mars_training.model.build import build_model
+from mars_training.methods import build_model
 from mars_training.model.mars import TrainingMars
 from mars_training.recipe import DataRecipe, EncoderRecipe, ExportRecipe, ModelRecipe, Recipe
 

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training.data.split import Batch
+from mars_training.methods.modality_dropout import build_dropout_fusion
 from mars_training.model.backbones import ProjectionEncoder
 from mars_training.model.build import (
     build_deployed,
-    build_dropout_fusion,
     build_training_mars,
     parameter_count,
 )
 from mars_training.model.mars import TrainingMars, mask_features, mean_by_combination
 from mars_training.model.routers import ResidualRouter
-from mars_training.recipe import EncoderRecipe, LossRecipe, ModelRecipe
+from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe
 from mars_training.sampling import MaskSampler
-from mars_training.train import mars_update, optimiser_groups
+from mars_training.train import optimiser_groups, update_for
 
 MODALITIES = (
     Modality(name="rgb", kind="image", channels=3, size=(16, 16), dtype="uint8", range=(0, 255)),
@@ -38,6 +39,11 @@ FACE = tuple(dataclasses.replace(m, size=(112, 112)) for m in MODALITIES)
 def inputs(batch: int, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {m.name: torch.rand(batch, *m.shape, generator=generator) for m in MODALITIES}
+
+
+def batch(size: int) -> Batch:
+    present = torch.ones(size, 3, dtype=torch.bool)
+    return Batch(inputs=inputs(size), labels=torch.arange(size) % 3, present=present)
 
 
 def masks(batch: int) -> Tensor:
@@ -115,15 +121,15 @@ def test_every_parameter_is_in_exactly_one_optimiser_group_and_gets_a_gradient(m
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     sampler = MaskSampler([m.name for m in MODALITIES], start=1, tau=1.0)
-    update = mars_update(model.train(), LossRecipe())
-    update(inputs(64), torch.arange(64) % 3, sampler, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+    update = update_for(model.train(), Recipe(name="tiny", data=DataRecipe(reader="rig"), model=RECIPE))
+    update(batch(64), sampler, 0)["loss"].backward()  # type: ignore[no-untyped-call]
     silent = [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert silent == []
 
 
 def test_every_parameter_of_the_baseline_gets_a_gradient() -> None:
     baseline = build_dropout_fusion(RECIPE, MODALITIES, classes=3)
-    full, partial = baseline.two_passes(inputs(16), masks(16))
+    full, partial = baseline.two_passes(inputs(16), torch.ones(16, 3, dtype=torch.bool), masks(16))
     (full.square().mean() + partial.square().mean()).backward()
     assert [n for n, p in baseline.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)] == []
 

@@ -10,7 +10,8 @@ import pytest
 
 from mars_edge.errors import UsageError
 from mars_training.data import digits
-from mars_training.model.build import build_model, parameter_count
+from mars_training.methods import build_model
+from mars_training.model.build import parameter_count
 from mars_training.recipe import load_recipe, recipe_from_dict
 
 MINIMAL: dict[str, Any] = {"name": "mine", "data": {"reader": "rig"}}

@@ -11,12 +11,12 @@ import torch
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
-from mars_training.baselines import DropoutFusion
 from mars_training.checkpoint import load_deployed, load_info, load_metrics, load_model
 from mars_training.commands import evaluate as evaluate_command
 from mars_training.commands import train as train_command
 from mars_training.data.split import Data, Source, Split
 from mars_training.evaluate import logits_by_subset, mean_error, predict_logits, score_subsets, score_table
+from mars_training.methods.modality_dropout import DropoutFusion
 from mars_training.model.mars import DeployedMars
 from mars_training.recipe import (
     DataRecipe,
@@ -193,7 +193,7 @@ def test_one_step_changes_every_parameter(data: Data, name: str) -> None:
     optimiser = build_optimiser(model, schedule)
     sampler = MaskSampler(SOURCE.names, start=1, tau=1.0)
     indices = torch.arange(64)
-    terms = update_for(model, RECIPE.loss)(data.train.batch(indices), data.train.labels[indices], sampler, 0)
+    terms = update_for(model, RECIPE)(data.train.training_batch(indices), sampler, 0)
     terms["loss"].backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []

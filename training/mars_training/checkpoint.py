@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 import mars_edge
 from mars_edge.errors import UsageError
-from mars_training.baselines import DropoutFusion
 from mars_training.data.split import Source
-from mars_training.model.build import build_model
-from mars_training.model.mars import DeployedMars, TrainingMars
+from mars_training.methods import build_model, deployed_of
+from mars_training.model.deployable import Deployable
 from mars_training.recipe import Recipe, recipe_from_dict
 
 Which = Literal["selected", "last"]
@@ -105,23 +104,18 @@ def load_weights(run: Path, which: Which) -> dict[str, Tensor]:
     return weights
 
 
-def load_model(run: Path, which: Which = "selected") -> tuple[TrainingMars | DropoutFusion, RunInfo]:
-    """The trained model, both routers included, and what it was trained on."""
+def load_model(run: Path, which: Which = "selected") -> tuple[nn.Module, RunInfo]:
+    """The trained model, what is privileged included, and what it was trained on."""
     info = load_info(run)
-    model = build_model(info.recipe, info.source.modalities, len(info.source.labels))
+    model = build_model(info.recipe, info.source.modalities, len(info.source.labels), info.source.task)
     model.load_state_dict(load_weights(run, which))
     return model, info
 
 
-def load_deployed(run: Path, which: Which = "selected") -> tuple[DeployedMars | DropoutFusion, RunInfo]:
-    """The model as a device runs it: without the privileged router."""
+def load_deployed(run: Path, which: Which = "selected") -> tuple[Deployable, RunInfo]:
+    """The model as a device runs it: without anything privileged."""
     model, info = load_model(run, which)
     return deployed_of(model), info
-
-
-def deployed_of(model: TrainingMars | DropoutFusion) -> DeployedMars | DropoutFusion:
-    """The part of a trained model that a device runs."""
-    return model.deployed if isinstance(model, TrainingMars) else model
 
 
 def load_metrics(run: Path) -> Mapping[str, Any]:

@@ -5,9 +5,9 @@ The privileged router cannot be reached from here: a `Deployable` has none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +16,7 @@ from torch import Tensor
 
 from mars_edge import metrics, subsets
 from mars_training.data.split import Source, Split
-
-
-class Deployable(Protocol):
-    """A model as a device runs it: encode what is there, then classify under a mask."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names in fusion order."""
-
-    def eval(self) -> object:
-        """Switch to inference behaviour."""
-
-    def encode_all(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Every modality's feature, in fusion order."""
-
-    def classify(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Class logits (B, classes)."""
+from mars_training.model.deployable import Deployable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +69,12 @@ def predict_logits(model: Deployable, split: Split, subset: Sequence[str], *, ba
 def score_logits(logits: NDArray[np.floating], split: Split, source: Source, subset: str) -> SubsetScore:
     """The task's metric of class logits (n, classes), decided at the largest logit."""
     if source.positive_label is None:
-        hits = metrics.accuracy(logits.argmax(axis=1).astype(np.int64), split.labels.numpy())
+        hits = metrics.accuracy(logits.argmax(axis=1).astype(np.int64), split.class_labels.numpy())
         return SubsetScore(
             subset=subset, metric="accuracy", value=hits.value, low=hits.low, high=hits.high, n=hits.n, detail={}
         )
     positive = source.labels.index(source.positive_label)
-    live = split.labels.numpy() == positive
+    live = split.class_labels.numpy() == positive
     # Two classes: the largest logit is the positive one exactly when this difference is above zero.
     margin = logits[:, positive] - np.delete(logits, positive, axis=1).max(axis=1)
     errors = metrics.spoof_errors(margin, live, split.group_labels, float(np.nextafter(0.0, 1.0)))

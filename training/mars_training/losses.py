@@ -1,4 +1,4 @@
-"""The losses of MARS beside the task's cross-entropy; each is a pure function of router outputs.
+"""The task's cross-entropy and the losses of MARS beside it, which are pure functions of router outputs.
 
 Axes: B batch, N experts, K active experts. All inputs float32.
 Source: arXiv 2606.30355 ("Residual-guided expert specialization"); load: arXiv 1701.06538, appendix A.
@@ -10,10 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mars_training.data.split import IGNORED
 from mars_training.model.routers import NoisyRouting
+from mars_training.recipe import LossRecipe
 
 _MEAN_SQUARED_FLOOR = 1e-10
 _VARIANCE_FLOOR = 1e-8
+
+
+def task_loss(logits: Tensor, labels: Tensor, recipe: LossRecipe) -> Tensor:
+    """Mean cross-entropy of logits (B, classes) against labels (B,), or per pixel: (B, classes, H, W), (B, H, W).
+
+    Pixels labelled `IGNORED` do not count.
+    """
+    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=recipe.label_smoothing)
 
 
 def squared_variation(x: Tensor) -> Tensor:

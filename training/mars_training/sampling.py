@@ -51,7 +51,9 @@ class MaskSampler:
         return self.combinations[drawn]
 
     def record(self, drawn: Tensor, agreement: Tensor) -> None:
-        """Add each sample's router agreement (B,) to the combination it was drawn with."""
+        """Add each sample's router agreement (B,) to the combination it was drawn with; NaN does not count."""
+        known = ~agreement.isnan().cpu()
+        drawn, agreement = drawn[known], agreement[known]
         self._agreement.index_add_(0, drawn, agreement.detach().to("cpu", torch.float64))
         self._drawn.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float64))
 

@@ -16,30 +16,27 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mars_edge.errors import MarsEdgeError
-from mars_training import checkpoint, losses
+from mars_training import checkpoint
 from mars_training.augment import augment
-from mars_training.baselines import DropoutFusion
-from mars_training.checkpoint import RunInfo, deployed_of
-from mars_training.data.split import Data, Split
+from mars_training.checkpoint import RunInfo
+from mars_training.data.split import Batch, Data, Split
 from mars_training.evaluate import SubsetScore, mean_error, score_subsets
+from mars_training.methods import METHODS, build_model, deployed_of
+from mars_training.methods.step import Terms
 from mars_training.model.backbones import ProjectionEncoder
-from mars_training.model.build import build_model
-from mars_training.model.mars import Passes, TrainingMars
-from mars_training.recipe import LossRecipe, Recipe, ScheduleRecipe
+from mars_training.recipe import Recipe, ScheduleRecipe
 from mars_training.sampling import MaskSampler
 
-TrainingModel = TrainingMars | DropoutFusion
-Terms = dict[str, Tensor]
-"""Named scalar losses; "loss" is the one that is minimised."""
+TrainingModel = nn.Module
+"""The model of any method: a module whose `deployed` is what a device runs."""
 
 
 class Update(Protocol):
     """From a batch to its losses; may record what it saw in the sampler."""
 
-    def __call__(self, inputs: Mapping[str, Tensor], labels: Tensor, sampler: MaskSampler, epoch: int) -> Terms:
+    def __call__(self, batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
         """Scalars on the graph; "loss" is minimised."""
 
 
@@ -92,51 +89,18 @@ class FitResult:
     history: list[EpochReport]
 
 
-def mars_losses(passes: Passes, labels: Tensor, recipe: LossRecipe, k: int, *, epoch: int) -> Terms:
-    """The four losses of MARS and their weighted sum "loss"."""
-    task = _cross_entropy(passes.full, labels, recipe) + _cross_entropy(passes.partial, labels, recipe)
-    routing = passes.residual
-    balance = losses.balance_loss(routing, k)
-    imitate = losses.imitation_loss(routing.clean, passes.student, temperature=recipe.imitate_temperature)
-    noise = losses.noise_order_loss(routing.clean, passes.student, routing.scale, k)
-    imitate_weight = recipe.imitate if epoch >= recipe.imitate_start else 0.0
-    total = recipe.task * task + recipe.balance * balance + imitate_weight * imitate + recipe.noise * noise
-    return {"loss": total, "task": task, "balance": balance, "imitate": imitate, "noise": noise}
+def update_for(model: nn.Module, recipe: Recipe) -> Update:
+    """The update of the recipe's method: draws a mask per row, and credits router agreement to what was drawn."""
+    take_step = METHODS[recipe.method].step
 
-
-def _cross_entropy(logits: Tensor, labels: Tensor, recipe: LossRecipe) -> Tensor:
-    return functional.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-
-
-def mars_update(model: TrainingMars, recipe: LossRecipe) -> Update:
-    """One MARS step: two passes, four losses, and router agreement credited to the combination drawn."""
-
-    def update(inputs: Mapping[str, Tensor], labels: Tensor, sampler: MaskSampler, epoch: int) -> Terms:
-        drawn = sampler.draw(len(labels))
-        passes = model(inputs, sampler.masks(drawn))
-        k = model.deployed.active_experts
-        with torch.no_grad():
-            sampler.record(drawn, losses.router_agreement(passes.residual.clean, passes.student, k))
-        return mars_losses(passes, labels, recipe, k, epoch=epoch)
+    def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
+        drawn = sampler.draw(len(batch))
+        step = take_step(model, batch, sampler.masks(drawn), recipe.loss, epoch)
+        if step.agreement is not None:
+            sampler.record(drawn, step.agreement)
+        return step.terms
 
     return update
-
-
-def dropout_update(model: DropoutFusion, recipe: LossRecipe) -> Update:
-    """One baseline step: the same two passes, cross-entropy only."""
-
-    def update(inputs: Mapping[str, Tensor], labels: Tensor, sampler: MaskSampler, epoch: int) -> Terms:
-        drawn = sampler.draw(len(labels))
-        full, partial = model.two_passes(inputs, sampler.masks(drawn))
-        task = _cross_entropy(full, labels, recipe) + _cross_entropy(partial, labels, recipe)
-        return {"loss": recipe.task * task, "task": task}
-
-    return update
-
-
-def update_for(model: TrainingModel, recipe: LossRecipe) -> Update:
-    """The update that belongs to the model's method."""
-    return mars_update(model, recipe) if isinstance(model, TrainingMars) else dropout_update(model, recipe)
 
 
 def optimiser_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -185,7 +149,7 @@ def _repeat_shuffled(indices: Tensor, count: int) -> Tensor:
 
 def batches(split: Split, size: int) -> Iterator[Tensor]:
     """Indices of label-balanced batches; an incomplete last batch is left out, for batch norm's sake."""
-    order = balanced_order(split.labels)
+    order = balanced_order(split.class_labels)
     size = min(size, len(order))
     yield from (order[i : i + size] for i in range(0, len(order) - size + 1, size))
 
@@ -231,13 +195,13 @@ def fit(
         NotFiniteError: a loss was NaN or infinite.
     """
     hooks = hooks or Hooks()
-    update = update or update_for(model, recipe.loss)
+    update = update or update_for(model, recipe)
     torch.manual_seed(seed)
     state = _State(
         optimiser=build_optimiser(model, recipe.schedule),
         sampler=MaskSampler(
             data.source.names,
-            start=recipe.sampling.start if recipe.sampling.guided and isinstance(model, TrainingMars) else 10**9,
+            start=recipe.sampling.start if recipe.sampling.guided and recipe.method == "mars" else 10**9,
             tau=recipe.sampling.tau,
             floor=recipe.sampling.floor,
         ),
@@ -262,9 +226,11 @@ def _epoch(model: TrainingModel, data: Data, recipe: Recipe, state: _State, upda
     sums: dict[str, float] = {}
     for step, indices in enumerate(rows):
         _set_rate(optimiser, schedule.rate * rate_factor(schedule, epoch + step / len(rows)))
-        inputs = augment(data.train.batch(indices), data.source.modalities, recipe.augment)
+        batch = data.train.training_batch(indices)
+        inputs = augment(dict(batch.inputs), data.source.modalities, recipe.augment)
+        batch = dataclasses.replace(batch, inputs=inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(schedule)):
-            terms = update(inputs, data.train.labels[indices], state.sampler, epoch)
+            terms = update(batch, state.sampler, epoch)
         _step(model, optimiser, terms["loss"], schedule.clip_norm, epoch)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(rows)
@@ -381,10 +347,11 @@ def prepare(recipe: Recipe, data: Data, *, seed: int) -> TrainingModel:
     The same seed gives the same weights.
     """
     torch.manual_seed(seed)
-    model = build_model(recipe, data.source.modalities, len(data.source.labels))
-    for name, module in deployed_of(model).encoders.items():
+    model = build_model(recipe, data.source.modalities, len(data.source.labels), data.source.task)
+    encoders = deployed_of(model).encoders
+    for name, module in encoders.items():
         if isinstance(module, ProjectionEncoder):
-            module.fit(data.train.inputs[name].float())
+            module.fit(data.train.batch(torch.arange(len(data.train)))[name])
     return model
 
 

@@ -14,11 +14,12 @@ import torch
 
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
-from mars_training.checkpoint import RunInfo, deployed_of, load_info
+from mars_training.checkpoint import RunInfo, load_info
 from mars_training.data.load import describe, load_data
 from mars_training.data.split import Source
 from mars_training.evaluate import score_table
-from mars_training.model.build import build_model, parameter_count
+from mars_training.methods import build_model, deployed_of
+from mars_training.model.build import parameter_count
 from mars_training.recipe import Recipe, load_recipe
 from mars_training.train import EpochReport, FitResult, Hooks, train
 
@@ -82,7 +83,7 @@ def _refuse_another_run(run: Path, info: RunInfo) -> None:
 
 
 def _check(recipe: Recipe, source: Source) -> str:
-    model = build_model(recipe, source.modalities, len(source.labels))
+    model = build_model(recipe, source.modalities, len(source.labels), source.task)
     shapes = ", ".join(f"{m.name} {'x'.join(map(str, m.shape))}" for m in source.modalities)
     deployed = parameter_count(deployed_of(model))
     return (

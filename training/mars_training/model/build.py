@@ -10,18 +10,19 @@ from torch import nn
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
-from mars_training.baselines import DropoutFusion
+from mars_training.data.split import Task
 from mars_training.model.backbones import encoder
 from mars_training.model.blocks import conv_stack
+from mars_training.model.deployable import Deployable
 from mars_training.model.fusion import Fusion
 from mars_training.model.mars import DeployedMars, Head, RouteStage, TrainingMars
 from mars_training.model.routers import FeatureRouter, ResidualRouter
-from mars_training.recipe import EncoderRecipe, ModelRecipe, Recipe
+from mars_training.recipe import EncoderRecipe, ModelRecipe
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def parameter_count(module: nn.Module) -> int:
+def parameter_count(module: nn.Module | Deployable) -> int:
     """Trainable scalars in `module`."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
@@ -39,7 +40,8 @@ def build_encoders(recipe: ModelRecipe, modalities: Sequence[Modality]) -> dict[
     return {m.name: encoder(m.shape, recipe.encoders.get(m.name, EncoderRecipe())) for m in modalities}
 
 
-def _fusion(recipe: ModelRecipe, names: Sequence[str]) -> Fusion:
+def build_fusion(recipe: ModelRecipe, names: Sequence[str]) -> Fusion:
+    """The untrained fusion of the features of `names`."""
     inputs = sum(recipe.encoders.get(name, EncoderRecipe()).outputs for name in names)
     return Fusion(inputs, recipe.width, kernel=recipe.fusion_kernel, stride=recipe.fusion_stride)
 
@@ -51,24 +53,28 @@ def build_expert(recipe: ModelRecipe, *, channels: Sequence[int] | None = None) 
     return conv_stack(recipe.width, widths, kernel=recipe.expert_kernel, strides=strides)
 
 
-def build_deployed(recipe: ModelRecipe, modalities: Sequence[Modality], classes: int) -> DeployedMars:
+def build_deployed(
+    recipe: ModelRecipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
+) -> DeployedMars:
     """The untrained model that a device will run, in channels-last memory format."""
     encoders = build_encoders(recipe, modalities)
     router = FeatureRouter(recipe.width, recipe.experts)
     model = DeployedMars(
         encoders=encoders,
-        route_stage=RouteStage(_fusion(recipe, list(encoders)), router),
+        route_stage=RouteStage(build_fusion(recipe, list(encoders)), router),
         experts=[build_expert(recipe) for _ in range(recipe.experts)],
         head=Head(recipe.expert_channels[-1], classes),
         active_experts=recipe.active_experts,
         expert_shared=build_expert(recipe) if recipe.shared_expert else None,
     )
-    return _channels_last(model)
+    return channels_last(model)
 
 
-def build_training_mars(recipe: ModelRecipe, modalities: Sequence[Modality], classes: int) -> TrainingMars:
+def build_training_mars(
+    recipe: ModelRecipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
+) -> TrainingMars:
     """The deployed model beside its privileged residual router."""
-    return wrap_for_training(build_deployed(recipe, modalities, classes), recipe)
+    return wrap_for_training(build_deployed(recipe, modalities, classes, task), recipe)
 
 
 def wrap_for_training(deployed: DeployedMars, recipe: ModelRecipe) -> TrainingMars:
@@ -83,32 +89,7 @@ def wrap_for_training(deployed: DeployedMars, recipe: ModelRecipe) -> TrainingMa
     )
 
 
-def build_dropout_fusion(recipe: ModelRecipe, modalities: Sequence[Modality], classes: int) -> DropoutFusion:
-    """The baseline: the same encoders and fusion, then one stage as wide as parameters allow.
-
-    Its width is the one whose parameter count comes closest to the deployed MARS model's.
-    """
-    target = parameter_count(build_deployed(recipe, modalities, classes))
-    encoders = build_encoders(recipe, modalities)
-    fusion = _fusion(recipe, list(encoders))
-    fixed = sum(map(parameter_count, [*encoders.values(), fusion]))
-
-    def stage(width: int) -> tuple[nn.Module, nn.Module]:
-        return build_expert(recipe, channels=(*recipe.expert_channels[:-1], width)), Head(width, classes)
-
-    one, two = (sum(map(parameter_count, stage(width))) for width in (1, 2))
-    width = max(1, round((target - fixed - (2 * one - two)) / (two - one)))
-    expert, head = stage(width)
-    return _channels_last(DropoutFusion(encoders=encoders, fusion=fusion, expert=expert, head=head))
-
-
-def build_model(recipe: Recipe, modalities: Sequence[Modality], classes: int) -> TrainingMars | DropoutFusion:
-    """What the recipe's method trains."""
-    if recipe.method == "mars":
-        return build_training_mars(recipe.model, modalities, classes)
-    return build_dropout_fusion(recipe.model, modalities, classes)
-
-
-def _channels_last(model: Model) -> Model:
+def channels_last(model: Model) -> Model:
+    """`model` with its weights in channels-last memory format."""
     # nn.Module.to accepts memory_format, but its type stubs tie it to no device argument.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

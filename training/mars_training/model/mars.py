@@ -167,14 +167,16 @@ class TrainingMars(nn.Module):
         self.student_rate = student_rate
         self.expert_dropout = expert_dropout
 
-    def forward(self, inputs: Mapping[str, Tensor], partial: Tensor) -> Passes:
+    def forward(self, inputs: Mapping[str, Tensor], partial: Tensor, present: Tensor | None = None) -> Passes:
         """The two passes over shared weights; `partial` (B, M) is the sampled incomplete mask.
+
+        `present` (B, M) is what each row has, everything when None: the first pass sees that much.
 
         Both passes go through fusion, experts and head as one stacked batch of 2 B: batch norm then
         collects the statistics of complete and incomplete samples together, as a deployed model meets them.
         """
         features = self.deployed.encode_all(inputs)
-        masks = torch.cat([torch.ones_like(partial), partial])
+        masks = torch.cat([torch.ones_like(partial) if present is None else present, partial])
         z, router_logits = self.deployed.route([torch.cat([f, f]) for f in features], masks)
         residual = self.residual_router(self._residual(z, partial))
         full, student = router_logits.chunk(2)

@@ -44,6 +44,12 @@ class NoisyRouting:
     noisy: Tensor
     gates: Tensor
 
+    def of(self, rows: Tensor) -> NoisyRouting:
+        """The routing of the samples where `rows` (B,) is true."""
+        return NoisyRouting(
+            clean=self.clean[rows], scale=self.scale[rows], noisy=self.noisy[rows], gates=self.gates[rows]
+        )
+
 
 class ResidualRouter(nn.Module):
     """Routes by the residual z_full - z_partial (B, d): privileged, exists in training only.

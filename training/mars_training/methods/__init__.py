@@ -1,0 +1,56 @@
+"""The training methods: MARS, the baseline and the peers, each one module and one line in `METHODS`.
+
+A method is a pair of functions. `build` makes its untrained model from a recipe; the model's `deployed` is what a
+device would run. `step` turns a batch and a drawn incomplete mask into losses. Everything else (data, schedule,
+selection, evaluation) is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from mars_edge.modality import Modality
+from mars_training.data.split import Batch, Task
+from mars_training.methods import mars, modality_dropout
+from mars_training.methods.step import Step
+from mars_training.model.build import build_training_mars
+from mars_training.model.deployable import Deployable
+from mars_training.recipe import LossRecipe, ModelRecipe, Recipe
+
+Build = Callable[[ModelRecipe, Sequence[Modality], int, Task], nn.Module]
+TakeStep = Callable[[nn.Module, Batch, Tensor, LossRecipe, int], Step]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one method builds its model and takes a step.
+
+    Attributes:
+        build: (recipe, modalities, classes, task) to the untrained model, which has an attribute `deployed`.
+        step: (model, batch, drawn mask (B, M), loss recipe, epoch from 0) to the losses.
+    """
+
+    build: Build
+    step: TakeStep
+
+
+METHODS: dict[str, Method] = {
+    "mars": Method(build_training_mars, mars.step),
+    "modality_dropout": Method(modality_dropout.build_dropout_fusion, modality_dropout.step),
+}
+
+
+def build_model(
+    recipe: Recipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
+) -> nn.Module:
+    """The untrained model that the recipe's method trains; its `deployed` is what a device would run."""
+    return METHODS[recipe.method].build(recipe.model, modalities, classes, task)
+
+
+def deployed_of(model: nn.Module) -> Deployable:
+    """The part of a training model that a device runs; it reaches nothing privileged."""
+    return cast(Deployable, model.deployed)

@@ -1,0 +1,97 @@
+"""The baseline every claim is measured against: modality-dropout fusion without experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mars_edge.modality import Modality
+from mars_training.data.split import Batch, Task
+from mars_training.losses import task_loss
+from mars_training.methods.step import Step, own_partial
+from mars_training.model.build import (
+    build_deployed,
+    build_encoders,
+    build_expert,
+    build_fusion,
+    channels_last,
+    parameter_count,
+)
+from mars_training.model.mars import Head, mask_features
+from mars_training.recipe import LossRecipe, ModelRecipe
+
+
+class DropoutFusion(nn.Module):
+    """Encoders, fusion and one wide stage, trained with modalities hidden at random.
+
+    Same harness as MARS: a complete and an incomplete pass per step, the mask drawn uniformly.
+    """
+
+    def __init__(
+        self, *, encoders: Mapping[str, nn.Module], fusion: nn.Module, expert: nn.Module, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.fusion = fusion
+        self.expert = expert
+        self.head = head
+
+    @property
+    def deployed(self) -> DropoutFusion:
+        """What a device would run: all of it."""
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in fusion order."""
+        return tuple(self.encoders.keys())
+
+    def encode_all(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Every modality's feature, in fusion order."""
+        return [module(inputs[name]) for name, module in self.encoders.items()]
+
+    def classify(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Class logits (B, classes) from features already encoded, under the mask `present` (B, M)."""
+        logits: Tensor = self.head(self.expert(self.fusion(mask_features(features, present))))
+        return logits.float()
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Class logits (B, classes) for any mask."""
+        return self.classify(self.encode_all(inputs), present)
+
+    def two_passes(self, inputs: Mapping[str, Tensor], present: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits with all that is `present` and under `partial`, from one stacked batch, as MARS does it."""
+        features = [torch.cat([f, f]) for f in self.encode_all(inputs)]
+        full, incomplete = self.classify(features, torch.cat([present, partial])).chunk(2)
+        return full, incomplete
+
+
+def build_dropout_fusion(
+    recipe: ModelRecipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
+) -> DropoutFusion:
+    """The baseline: the same encoders and fusion, then one stage as wide as parameters allow.
+
+    Its width is the one whose parameter count comes closest to the deployed MARS model's.
+    """
+    target = parameter_count(build_deployed(recipe, modalities, classes, task))
+    encoders = build_encoders(recipe, modalities)
+    fusion = build_fusion(recipe, list(encoders))
+    fixed = sum(map(parameter_count, [*encoders.values(), fusion]))
+
+    def stage(width: int) -> tuple[nn.Module, nn.Module]:
+        return build_expert(recipe, channels=(*recipe.expert_channels[:-1], width)), Head(width, classes)
+
+    one, two = (sum(map(parameter_count, stage(width))) for width in (1, 2))
+    width = max(1, round((target - fixed - (2 * one - two)) / (two - one)))
+    expert, head = stage(width)
+    return channels_last(DropoutFusion(encoders=encoders, fusion=fusion, expert=expert, head=head))
+
+
+def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
+    """The same two passes as MARS takes, cross-entropy only."""
+    assert isinstance(model, DropoutFusion)
+    full, incomplete = model.two_passes(batch.inputs, batch.present, own_partial(partial, batch.present))
+    task = task_loss(full, batch.labels, loss) + task_loss(incomplete, batch.labels, loss)
+    return Step(terms={"loss": loss.task * task, "task": task})
