@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
 
-Kind = Literal["image", "audio", "sequence", "vector"]
+Kind = Literal["image", "audio", "sequence", "vector", "text"]
 SampleType = Literal["uint8", "uint16", "float32"]
 
 # Fields that mean something only for some kinds; set for another kind they would be silently ignored.
@@ -21,6 +21,7 @@ _FIELDS_OF_KIND: dict[str, tuple[str, ...]] = {
     "audio": ("window_s", "mel_bands", "frame_s"),
     "sequence": ("channels", "length", "dtype", "range"),
     "vector": ("length", "dtype", "range"),
+    "text": ("length", "vocabulary"),
 }
 _LARGEST = 2**31
 _NARROWEST = 1e-30  # a narrower range overflows the float32 factor that scales it to 0..1
@@ -33,7 +34,7 @@ class Modality:
     Attributes:
         name: lower-case identifier; names the sensor, the encoder and the command-line flag.
             "none" is taken: it is the label of the empty subset.
-        kind: image | audio | sequence | vector.
+        kind: image | audio | sequence | vector | text.
         channels: image channels (1 to 16), or columns of a sequence.
         size: image height and width in pixels after preprocessing.
         dtype: element type of the raw sample (audio is always float32). In a uint16 image 0 means
@@ -43,7 +44,8 @@ class Modality:
         window_s: audio only, seconds of signal per decision; shorter signals are zero-padded at the end.
         mel_bands: audio only, rows of the log-mel spectrogram.
         frame_s: audio only, length of the analysis frame in seconds; frames advance by half of it.
-        length: sequence only, rows after resampling in time; vector only, number of values.
+        length: sequence: rows after resampling in time; vector: number of values; text: words kept.
+        vocabulary: text only, number of buckets that words and word pairs are hashed into; 0 is no word.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Modality:
     mel_bands: int = 40
     frame_s: float = 0.032
     length: int | None = None
+    vocabulary: int | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -65,7 +68,7 @@ class Modality:
     def shape(self) -> tuple[int, ...]:
         """Shape of the preprocessed tensor without the batch axis.
 
-        image (C, H, W); audio (1, mel_bands, frames); sequence (C, length); vector (length,).
+        image (C, H, W); audio (1, mel_bands, frames); sequence (C, length); vector (length,); text (2, length).
         """
         if self.kind == "image":
             assert self.size is not None
@@ -73,6 +76,8 @@ class Modality:
         if self.kind == "audio":
             return (1, self.mel_bands, self.audio_frames)
         assert self.length is not None
+        if self.kind == "text":
+            return (2, self.length)
         return (self.channels, self.length) if self.kind == "sequence" else (self.length,)
 
     @property
@@ -156,9 +161,14 @@ def _check(m: Modality) -> None:
         raise UsageError(f"{where}: range {m.range!r} must be two finite numbers, low < high")
     if not (_number(m.rate_hz) and m.rate_hz > 0):
         raise UsageError(f"{where}: rate_hz {m.rate_hz!r} must be a finite number above 0")
-    {"image": _check_image, "audio": _check_audio, "sequence": _check_sequence, "vector": _check_length}[m.kind](
-        m, where
-    )
+    checks = {
+        "image": _check_image,
+        "audio": _check_audio,
+        "sequence": _check_sequence,
+        "vector": _check_length,
+        "text": _check_text,
+    }
+    checks[m.kind](m, where)
 
 
 def _check_unused(m: Modality, where: str) -> None:
@@ -199,3 +209,10 @@ def _check_sequence(m: Modality, where: str) -> None:
     _check_length(m, where)
     if not _whole(m.channels, 1):
         raise UsageError(f"{where}: channels {m.channels!r} must be a whole number from 1")
+
+
+def _check_text(m: Modality, where: str) -> None:
+    _check_length(m, where)
+    # Beyond 2^24 a float32, which every tensor is, no longer holds every whole number.
+    if not (_whole(m.vocabulary, 2) and m.vocabulary is not None and m.vocabulary <= 2**24):
+        raise UsageError(f"{where}: vocabulary {m.vocabulary!r} must be a whole number from 2 to {2**24}")
