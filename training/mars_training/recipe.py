@@ -234,15 +234,23 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: no such file, not TOML, an unknown key, or a value of the wrong type.
     """
+    return recipe_from_dict(read_toml(path, "recipe"))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The table in a TOML file.
+
+    Raises:
+        UsageError: no such file, a folder, or not TOML; the message calls the file a `what`.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no recipe at {path}") from None
+        raise UsageError(f"no {what} at {path}") from None
     except IsADirectoryError:
-        raise UsageError(f"recipe {path} is a folder; give a .toml file") from None
+        raise UsageError(f"{what} {path} is a folder; give a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is not TOML: {error}") from None
-    return recipe_from_dict(table)
+        raise UsageError(f"{what} {path} is not TOML: {error}") from None
 
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
@@ -251,12 +259,17 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: an unknown or missing key, or a value of the wrong type.
     """
-    recipe = _dataclass(Recipe, table, "recipe")
+    recipe = strict_dataclass(Recipe, table, "recipe")
     assert isinstance(recipe, Recipe)
     return recipe
 
 
-def _dataclass(kind: Any, table: object, where: str) -> Any:
+def strict_dataclass(kind: Any, table: object, where: str) -> Any:
+    """An instance of the dataclass `kind` from a nested table; `where` names the table in messages.
+
+    Raises:
+        UsageError: an unknown or missing key, or a value of the wrong type.
+    """
     if not isinstance(table, Mapping):
         raise UsageError(f"{where} is {table!r}; it must be a table")
     hints = get_type_hints(kind)
@@ -276,8 +289,10 @@ def _is_required(f: dataclasses.Field[Any]) -> bool:
 
 def _value(kind: Any, value: object, where: str) -> Any:
     origin = get_origin(kind)
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, where)
+        return strict_dataclass(kind, value, where)
     if origin is Literal:
         return _choice(get_args(kind), value, where)
     if origin is tuple:
