@@ -11,6 +11,7 @@ from torch import nn
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.augment import add_noise, augment, resample
+from mars_training.data.split import Batch
 from mars_training.model.backbones import ConvEncoder
 from mars_training.recipe import AugmentRecipe, EncoderRecipe
 
@@ -26,6 +27,16 @@ ALL = AugmentRecipe(
     audio_band_mask=3,
     audio_frame_mask=3,
 )
+
+
+def batch(inputs: dict[str, torch.Tensor]) -> Batch:
+    """A batch of these inputs with nothing missing."""
+    size = len(next(iter(inputs.values())))
+    return Batch(
+        inputs=inputs,
+        labels=torch.zeros(size, dtype=torch.long),
+        present=torch.ones(size, len(inputs), dtype=torch.bool),
+    )
 
 
 def spectrograms(count: int) -> torch.Tensor:
@@ -65,7 +76,7 @@ def test_noise_adds_as_power_and_leaves_loud_places_alone() -> None:
 @pytest.mark.parametrize(("key", "axis"), [("audio_band_mask", 2), ("audio_frame_mask", 3)])
 def test_a_mask_hides_one_run_of_at_most_the_given_length(key: str, axis: int) -> None:
     x = spectrograms(200)
-    found = augment({"audio": x}, [AUDIO], AugmentRecipe(**{key: 3}))["audio"]
+    found = augment(batch({"audio": x}), [AUDIO], AugmentRecipe(**{key: 3})).inputs["audio"]
     across = 5 - axis
     lengths = set()
     for before, after in zip(x, found, strict=True):
@@ -83,7 +94,7 @@ def test_a_mask_hides_one_run_of_at_most_the_given_length(key: str, axis: int) -
 
 def test_colour_is_one_smooth_curve_over_the_bands_for_all_frames() -> None:
     x = torch.full((50, *AUDIO.shape), 0.5)
-    offset = augment({"audio": x}, [AUDIO], AugmentRecipe(audio_colour=0.1))["audio"] - x
+    offset = augment(batch({"audio": x}), [AUDIO], AugmentRecipe(audio_colour=0.1)).inputs["audio"] - x
     assert torch.equal(offset, offset[:, :, :, :1].expand_as(offset))
     assert 0.05 < float(offset.abs().max()) <= 0.1 + 1e-6
     # Five anchors 7/4 bands apart: between neighbours a line can climb at most its whole reach per 7/4 bands.
@@ -92,7 +103,7 @@ def test_colour_is_one_smooth_curve_over_the_bands_for_all_frames() -> None:
 
 def test_all_audio_changes_together_keep_shape_and_range_and_differ_between_samples() -> None:
     x = spectrograms(1).expand(16, -1, -1, -1)
-    found = augment({"audio": x}, [AUDIO], ALL)["audio"]
+    found = augment(batch({"audio": x}), [AUDIO], ALL).inputs["audio"]
     assert found.shape == x.shape and found.dtype == x.dtype
     assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
     assert len({row.numpy().tobytes() for row in found}) == 16
@@ -100,7 +111,7 @@ def test_all_audio_changes_together_keep_shape_and_range_and_differ_between_samp
 
 def test_audio_is_untouched_by_default() -> None:
     x = spectrograms(4)
-    assert torch.equal(augment({"audio": x}, [AUDIO], AugmentRecipe())["audio"], x)
+    assert torch.equal(augment(batch({"audio": x}), [AUDIO], AugmentRecipe()).inputs["audio"], x)
 
 
 def test_a_span_block_sees_order_in_time_where_pooling_sees_little_of_it() -> None:

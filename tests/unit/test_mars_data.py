@@ -15,10 +15,20 @@ from mars_edge.modality import Modality
 from mars_training.augment import augment, move
 from mars_training.data import digits, rig
 from mars_training.data.load import load_split
-from mars_training.data.split import Split, preprocess_all
+from mars_training.data.split import Batch, Split, preprocess_all
 from mars_training.recipe import AugmentRecipe, DataRecipe, Recipe
 
 HEADER = "Block 1,Block 2,Block 3"
+
+
+def batch(inputs: dict[str, torch.Tensor]) -> Batch:
+    """A batch of these inputs with nothing missing."""
+    size = len(next(iter(inputs.values())))
+    return Batch(
+        inputs=inputs,
+        labels=torch.zeros(size, dtype=torch.long),
+        present=torch.ones(size, len(inputs), dtype=torch.bool),
+    )
 
 
 def write_wav(path: Path, samples: NDArray[np.int16], *, rate_hz: int = 8000) -> None:
@@ -164,9 +174,9 @@ def test_geometry_is_the_same_for_all_images_of_a_sample_and_light_touches_the_n
     x = torch.rand(16, 1, 8, 8)
     torch.manual_seed(0)
     geometry = AugmentRecipe(flip=True, shift_px=2)
-    moved = augment({"rgb": x, "depth": x}, modalities, geometry)
+    moved = augment(batch({"rgb": x, "depth": x}), modalities, geometry).inputs
     assert torch.equal(moved["rgb"], moved["depth"]) and not torch.equal(moved["rgb"], x)
-    lit = augment({"rgb": x, "depth": x}, modalities, AugmentRecipe(brightness=0.2, photometric=("rgb",)))
+    lit = augment(batch({"rgb": x, "depth": x}), modalities, AugmentRecipe(brightness=0.2, photometric=("rgb",))).inputs
     assert torch.equal(lit["depth"], x) and not torch.equal(lit["rgb"], x)
     assert float(lit["rgb"].min()) >= 0.0 and float(lit["rgb"].max()) <= 1.0
 
@@ -174,4 +184,4 @@ def test_geometry_is_the_same_for_all_images_of_a_sample_and_light_touches_the_n
 def test_no_augmentation_by_default() -> None:
     x = {"ir": torch.rand(4, 1, 8, 8)}
     modality = Modality(name="ir", kind="image", size=(8, 8), dtype="uint8", range=(0, 255))
-    assert torch.equal(augment(x, [modality], AugmentRecipe())["ir"], x["ir"])
+    assert torch.equal(augment(batch(x), [modality], AugmentRecipe()).inputs["ir"], x["ir"])

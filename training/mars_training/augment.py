@@ -1,37 +1,133 @@
 """Light augmentation of a training batch, drawn from torch's global generator.
 
-Axes: B batch, C channels, H height, W width. Geometry is drawn once per sample and applied to all its
-image modalities, which look at the same scene.
+Axes: B batch, M modalities in fusion order, C channels, H height, W width. Geometry is drawn once per sample
+and applied to all its image modalities, and to its label map, which look at the same scene.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training.data.split import Batch
 from mars_training.recipe import AugmentRecipe
 
 # A log-mel value of 1.0 is 80 dB above 0.0, which is eight powers of ten.
 _DECADES = 8.0
 
 
-def augment(inputs: dict[str, Tensor], modalities: Sequence[Modality], recipe: AugmentRecipe) -> dict[str, Tensor]:
-    """The batch with random geometry, light and sound; shapes, range 0..1 and dtype are kept."""
-    size = len(next(iter(inputs.values())))
-    flipped = torch.rand(size) < (0.5 if recipe.flip else 0.0)
-    offset = torch.randint(-recipe.shift_px, recipe.shift_px + 1, (2, size))
-    out = dict(inputs)
+@dataclass(frozen=True, kw_only=True)
+class _Geometry:
+    """What was drawn for each sample (B,): mirrored or not, and the shift in whole pixels."""
+
+    flipped: Tensor
+    down: Tensor
+    right: Tensor
+
+
+def augment(batch: Batch, modalities: Sequence[Modality], recipe: AugmentRecipe) -> Batch:
+    """The batch with random geometry, light and sound; the range 0..1 and dtypes are kept, sizes but for a crop too.
+
+    Vectors, sequences and text are untouched, and what a row lacks stays exact zeros.
+
+    Raises:
+        UsageError: the recipe names a modality or channel that is not there, or a crop that does not fit.
+    """
+    _check(recipe, modalities)
+    geometry = _draw(len(batch), recipe)
+    inputs = dict(batch.inputs)
     for m in modalities:
         if m.kind == "image":
-            moved = move(inputs[m.name], flipped, offset[0], offset[1])
-            out[m.name] = _relight(moved, recipe) if m.name in recipe.photometric else moved
+            inputs[m.name] = _see(inputs[m.name], m.name, geometry, recipe)
         elif m.kind == "audio":
-            out[m.name] = _retune(inputs[m.name], recipe)
-    return out
+            inputs[m.name] = _retune(inputs[m.name], recipe)
+    labels = _move_labels(batch.labels, geometry)
+    if recipe.crop_px:
+        inputs, labels = _crop(inputs, labels, [m.name for m in modalities if m.kind == "image"], recipe.crop_px)
+    for at, m in enumerate(modalities):
+        if m.kind in ("image", "audio"):
+            inputs[m.name] = _silence(inputs[m.name], batch.present[:, at])
+    return dataclasses.replace(batch, inputs=inputs, labels=labels)
+
+
+def _check(recipe: AugmentRecipe, modalities: Sequence[Modality]) -> None:
+    channels = {m.name: m.channels for m in modalities if m.kind == "image"}
+    for name, wanted in recipe.flip_negates.items():
+        if name not in channels:
+            raise UsageError(
+                f"augment.flip_negates names {name!r}; the image modalities are: {', '.join(channels) or 'none'}"
+            )
+        for channel in wanted:
+            if channel not in range(channels[name]):
+                raise UsageError(
+                    f"augment.flip_negates.{name} names channel {channel}; allowed: 0 to {channels[name] - 1}"
+                )
+
+
+def _draw(size: int, recipe: AugmentRecipe) -> _Geometry:
+    flipped = torch.rand(size) < (0.5 if recipe.flip else 0.0)
+    down, right = torch.randint(-recipe.shift_px, recipe.shift_px + 1, (2, size))
+    return _Geometry(flipped=flipped, down=down, right=right)
+
+
+def _see(x: Tensor, name: str, geometry: _Geometry, recipe: AugmentRecipe) -> Tensor:
+    moved = move(x, geometry.flipped, geometry.down, geometry.right)
+    if name in recipe.flip_negates:
+        moved = _negate(moved, geometry.flipped, recipe.flip_negates[name])
+    return _relight(moved, recipe) if name in recipe.photometric else moved
+
+
+def _negate(x: Tensor, flipped: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """The image with 1 - v for v in the named channels of the mirrored samples: the sign turned, zero at 0.5."""
+    named = torch.zeros(x.shape[1], dtype=torch.bool)
+    named[list(channels)] = True
+    return torch.where(flipped[:, None, None, None] & named[:, None, None], 1.0 - x, x)
+
+
+def _move_labels(labels: Tensor, geometry: _Geometry) -> Tensor:
+    """Label maps (B, H, W) moved as the images are; class labels (B,) as they are."""
+    if labels.dim() == 1:
+        return labels
+    return move(labels[:, None], geometry.flipped, geometry.down, geometry.right)[:, 0]
+
+
+def _crop(
+    inputs: dict[str, Tensor], labels: Tensor, images: Sequence[str], side: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same random square of `side` pixels of every image (B, C, H, W) of a sample, and of its label map."""
+    sizes = {name: tuple(inputs[name].shape[-2:]) for name in images}
+    if labels.dim() == 3:
+        sizes["the label map"] = tuple(labels.shape[-2:])
+    if len(set(sizes.values())) != 1:
+        shown = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
+        raise UsageError(f"augment.crop_px needs images of one size; they are: {shown or 'none'}")
+    height, width = next(iter(sizes.values()))
+    if side > min(height, width):
+        raise UsageError(f"augment.crop_px is {side}; the images are {height} x {width}")
+    top = torch.randint(0, height - side + 1, (len(labels),))
+    left = torch.randint(0, width - side + 1, (len(labels),))
+    cut = {name: _windows(inputs[name], top, left, side) for name in images}
+    if labels.dim() == 3:
+        labels = _windows(labels[:, None], top, left, side)[:, 0]
+    return {**inputs, **cut}, labels
+
+
+def _windows(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    rows = top[:, None, None] + torch.arange(side)[None, :, None]
+    columns = left[:, None, None] + torch.arange(side)[None, None, :]
+    return x[torch.arange(len(x))[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+
+
+def _silence(x: Tensor, present: Tensor) -> Tensor:
+    """Exact zeros where a row lacks the modality: light and noise would have written on them."""
+    return x if bool(present.all()) else torch.where(present.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
 
 
 def move(x: Tensor, flipped: Tensor, down: Tensor, right: Tensor) -> Tensor:

@@ -155,7 +155,11 @@ class AugmentRecipe:
     """Light changes to preprocessed training tensors; geometry is the same for all image modalities of a sample."""
 
     flip: bool = False
+    flip_negates: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By modality, the channels whose sign a mirror turns, as it does for an angle of polarisation; zero is at 0.5."""
     shift_px: int = 0
+    crop_px: int = 0
+    """Side of one random square cut out of all image modalities and the label map of a sample; 0 keeps the whole."""
     brightness: float = 0.0
     """Image values gain a uniform offset within plus or minus this (range 0..1), per modality and sample."""
     contrast: float = 0.0

@@ -226,9 +226,7 @@ def _epoch(model: TrainingModel, data: Data, recipe: Recipe, state: _State, upda
     sums: dict[str, float] = {}
     for step, indices in enumerate(rows):
         _set_rate(optimiser, schedule.rate * rate_factor(schedule, epoch + step / len(rows)))
-        batch = data.train.training_batch(indices)
-        inputs = augment(dict(batch.inputs), data.source.modalities, recipe.augment)
-        batch = dataclasses.replace(batch, inputs=inputs)
+        batch = augment(data.train.training_batch(indices), data.source.modalities, recipe.augment)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(schedule)):
             terms = update(batch, state.sampler, epoch)
         _step(model, optimiser, terms["loss"], schedule.clip_norm, epoch)
