@@ -19,7 +19,8 @@ from mars_training.model.build import (
     channels_last,
     parameter_count,
 )
-from mars_training.model.mars import Head, mask_features
+from mars_training.model.heads import Head
+from mars_training.model.mars import mask_features
 from mars_training.recipe import LossRecipe, ModelRecipe
 
 

@@ -15,7 +15,8 @@ from mars_training.model.backbones import encoder
 from mars_training.model.blocks import conv_stack
 from mars_training.model.deployable import Deployable
 from mars_training.model.fusion import Fusion
-from mars_training.model.mars import DeployedMars, Head, RouteStage, TrainingMars
+from mars_training.model.heads import Head
+from mars_training.model.mars import DeployedMars, RouteStage, TrainingMars
 from mars_training.model.routers import FeatureRouter, ResidualRouter
 from mars_training.recipe import EncoderRecipe, ModelRecipe
 

@@ -34,18 +34,6 @@ class RouteStage(nn.Module):
         return z, logits
 
 
-class Head(nn.Module):
-    """Class logits (B, classes) from an expert map (B, C, H, W): mean over pixels, one linear layer."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.out = nn.Linear(width, classes)
-
-    def forward(self, e: Tensor) -> Tensor:
-        logits: Tensor = self.out(e.mean((2, 3)))
-        return logits
-
-
 def mask_features(features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
     """delta_m * f_m: each feature (B, ...) as it is where `present` (B, M) is true, exact zeros elsewhere."""
     columns = present.unbind(dim=1)
