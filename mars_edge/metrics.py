@@ -1,5 +1,6 @@
 """Metrics every stage reports, with exact binomial intervals; NumPy only.
 
+Axes: n samples (or pixels), C classes.
 ISO/IEC 30107-3 names: APCER is the share of attack presentations of one species accepted as bona fide
 (the worst species counts); BPCER is the share of bona fide presentations rejected. ACER in the face
 anti-spoofing benchmarks is the mean of the pooled attack error and the bona fide error.
@@ -11,11 +12,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
+
+CALIBRATION_BINS = 15
+_RESAMPLES = 1000
+# Resampled confusion matrices held at once; 101 classes take 82 kB each.
+_RESAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,142 @@ def accuracy(predicted: NDArray[np.int64], expected: NDArray[np.int64]) -> Rate:
     if predicted.shape != expected.shape or predicted.size == 0:
         raise UsageError(f"accuracy needs equal non-empty shapes, got {predicted.shape} and {expected.shape}")
     return rate(int(np.count_nonzero(predicted == expected)), int(predicted.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How sure a model was and how often it was right, per bin of confidence; two of them add up.
+
+    Bin b of `CALIBRATION_BINS` holds confidences in (b / bins, (b + 1) / bins]: bins of equal width, because
+    those of equal mass are known only once all answers are in, and the pixels of a test set do not fit in memory.
+
+    Attributes:
+        counts: answers per bin, (bins,).
+        confidence: sum of the confidences per bin, (bins,).
+        hits: answers that were right per bin, (bins,).
+    """
+
+    counts: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    hits: NDArray[np.float64]
+
+    def __add__(self, other: Reliability) -> Reliability:
+        return Reliability(
+            counts=self.counts + other.counts,
+            confidence=self.confidence + other.confidence,
+            hits=self.hits + other.hits,
+        )
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error in 0..1: the mean of |share right - mean confidence|, bins weighted by count.
+
+        Source: arXiv 1706.04599, equation 3.
+
+        Raises:
+            UsageError: there is no answer at all.
+        """
+        total = self.counts.sum()
+        if total == 0:
+            raise UsageError("0 answers have no calibration error; at least 1 is needed")
+        return float(np.abs(self.hits - self.confidence).sum() / total)
+
+
+def reliability(confidence: NDArray[np.floating], hit: NDArray[np.bool_]) -> Reliability:
+    """The bins of n answers: `confidence` (n,) in 0..1 of the chosen class, and whether it was the right one (n,).
+
+    Raises:
+        UsageError: shapes differ, or a confidence is not in 0..1.
+    """
+    if confidence.ndim != 1 or confidence.shape != hit.shape:
+        raise UsageError(f"confidence has shape {confidence.shape} and hit {hit.shape}; both must be (n,)")
+    wrong = int(np.count_nonzero(~((confidence >= 0.0) & (confidence <= 1.0))))
+    if wrong:
+        raise UsageError(f"{wrong} of {confidence.size} confidences are not in 0..1")
+    bins = np.clip(np.ceil(confidence.astype(np.float64) * CALIBRATION_BINS) - 1, 0, None).astype(np.int64)
+
+    def per_bin(weights: NDArray[Any] | None) -> NDArray[np.float64]:
+        return np.bincount(bins, weights, CALIBRATION_BINS).astype(np.float64)
+
+    return Reliability(counts=per_bin(None), confidence=per_bin(confidence), hits=per_bin(hit))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanIou:
+    """Intersection over union, the mean over the classes that occur, in 0..1.
+
+    Attributes:
+        value: of all images together, with its 95 % bootstrap interval `low` to `high` over images.
+        per_class: (C,) float64, NaN for a class that neither labels nor answers ever name.
+        n: images.
+    """
+
+    value: float
+    low: float
+    high: float
+    per_class: NDArray[np.float64]
+    n: int
+
+
+def confusion_matrix(expected: NDArray[np.integer], predicted: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Counts (C, C): entry [i, j] is how often class i was answered as j; labels outside 0..C-1 are left out.
+
+    Raises:
+        UsageError: shapes differ, or an answer is no class.
+    """
+    if expected.shape != predicted.shape:
+        raise UsageError(f"labels have shape {expected.shape} and answers {predicted.shape}; they must be equal")
+    known = (expected >= 0) & (expected < classes)
+    rows, columns = expected[known].astype(np.int64), predicted[known].astype(np.int64)
+    if columns.size and not (0 <= columns.min() and columns.max() < classes):
+        raise UsageError(f"answers run from {columns.min()} to {columns.max()}; allowed: 0 to {classes - 1}")
+    return np.bincount(rows * classes + columns, minlength=classes * classes).reshape(classes, classes)
+
+
+def class_ious(confusion: NDArray[np.number]) -> NDArray[np.float64]:
+    """Intersection over union per class (..., C) of confusion matrices (..., C, C); NaN where the union is empty."""
+    counts = confusion.astype(np.float64)
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
+    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+
+
+def mean_iou(confusions: NDArray[np.integer], *, seed: int = 0) -> MeanIou:
+    """mIoU of the summed confusion matrices (n, C, C) of n images, with a percentile bootstrap over images.
+
+    Pixels of one image err together, so whole images are resampled, 1000 times; the same seed gives the same
+    interval. The interval of a single image is its own value.
+
+    Raises:
+        UsageError: no image, or no pixel that counts.
+    """
+    if confusions.ndim != 3 or not confusions.sum():
+        raise UsageError(f"confusion matrices of shape {confusions.shape} hold no labelled pixel; mIoU needs one")
+    per_class = class_ious(confusions.sum(axis=0))
+    low, high = np.nanquantile(_resampled_ious(confusions, seed), (0.025, 0.975))
+    value = float(np.nanmean(per_class))
+    return MeanIou(
+        value=value,
+        # Few images: draws that miss a class can leave all of the value on one side.
+        low=min(float(low), value),
+        high=max(float(high), value),
+        per_class=per_class,
+        n=len(confusions),
+    )
+
+
+def _resampled_ious(confusions: NDArray[np.integer], seed: int) -> NDArray[np.float64]:
+    """mIoU (resamples,) of as many images drawn with replacement; a draw without a labelled pixel is left out."""
+    n, classes = confusions.shape[0], confusions.shape[1]
+    flat = confusions.reshape(n, -1).astype(np.float64)
+    generator = np.random.default_rng(seed)
+    found: list[NDArray[np.float64]] = []
+    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+        times = generator.multinomial(n, np.full(n, 1.0 / n), _RESAMPLES_AT_ONCE)
+        ious = class_ious((times @ flat).reshape(-1, classes, classes))
+        ious = ious[~np.isnan(ious).all(axis=1)]
+        found.append(np.nanmean(ious, axis=1))
+    return np.concatenate(found)
 
 
 def spoof_errors(

@@ -21,6 +21,16 @@ def all_subsets(names: Sequence[str]) -> tuple[Subset, ...]:
     return tuple(c for size in range(1, len(names) + 1) for c in combinations(names, size))
 
 
+def evaluated_subsets(names: Sequence[str], always_present: Iterable[str] = ()) -> tuple[Subset, ...]:
+    """The subsets that training may draw and evaluation measures: those of `all_subsets` with all `always_present`.
+
+    Raises:
+        UsageError: a member of `always_present` is not in `names`.
+    """
+    needed = _known(always_present, names)
+    return tuple(subset for subset in all_subsets(names) if needed <= set(subset))
+
+
 def label(present: Iterable[str], order: Sequence[str]) -> str:
     """The canonical name of a subset: members in `order`, joined by "+"; "none" if empty.
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from mars_edge import subsets
 
 
-def incomplete_combinations(modalities: Sequence[str]) -> Tensor:
-    """Boolean (C, M): every non-empty proper subset of the modalities; the full set is never a partial."""
-    rows = [subsets.mask(subset, modalities) for subset in subsets.all_subsets(modalities)[:-1]]
+def incomplete_combinations(modalities: Sequence[str], always_present: Sequence[str] = ()) -> Tensor:
+    """Boolean (C, M): every non-empty proper subset with all that is `always_present`; the full set is no partial."""
+    wanted = subsets.evaluated_subsets(modalities, always_present)[:-1]
+    rows = [subsets.mask(subset, modalities) for subset in wanted]
     return torch.from_numpy(np.array(rows, dtype=np.bool_).reshape(len(rows), len(modalities)))
 
 
@@ -34,13 +35,21 @@ class MaskSampler:
     `start` epochs have ended; from then on each epoch samples by the discrepancies of the one before.
     """
 
-    def __init__(self, modalities: Sequence[str], *, start: int, tau: float, floor: float = 0.03) -> None:
-        self.combinations = incomplete_combinations(modalities)
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        start: int,
+        tau: float,
+        floor: float = 0.03,
+        always_present: Sequence[str] = (),
+    ) -> None:
+        self.combinations = incomplete_combinations(modalities, always_present)
         self.start, self.tau, self.floor = start, tau, floor
         count = len(self.combinations)
         self.probabilities = torch.full((count,), 1.0 / count, dtype=torch.float64)
-        self._agreement = torch.zeros(count, dtype=torch.float64)
-        self._drawn = torch.zeros(count, dtype=torch.float64)
+        self.agreement = torch.zeros(count, dtype=torch.float64)
+        self.drawn = torch.zeros(count, dtype=torch.float64)
 
     def draw(self, size: int) -> Tensor:
         """Indices (size,) into `combinations`, from torch's global generator."""
@@ -52,15 +61,17 @@ class MaskSampler:
 
     def record(self, drawn: Tensor, agreement: Tensor) -> None:
         """Add each sample's router agreement (B,) to the combination it was drawn with; NaN does not count."""
-        known = ~agreement.isnan().cpu()
-        drawn, agreement = drawn[known], agreement[known]
-        self._agreement.index_add_(0, drawn, agreement.detach().to("cpu", torch.float64))
-        self._drawn.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        # On the agreement's device: to read it here would make every step wait for a GPU.
+        self.agreement, self.drawn = self.agreement.to(agreement.device), self.drawn.to(agreement.device)
+        drawn = drawn.to(agreement.device)
+        known = ~agreement.isnan()
+        self.agreement.index_add_(0, drawn, agreement.detach().double().nan_to_num())
+        self.drawn.index_add_(0, drawn, known.double())
 
     def discrepancy(self) -> Tensor:
         """d_c = 1 - mean agreement over this epoch (C,); 0 for a combination never drawn."""
-        mean = self._agreement / self._drawn.clamp_min(1.0)
-        return torch.where(self._drawn > 0, 1.0 - mean, torch.zeros_like(mean))
+        mean = self.agreement / self.drawn.clamp_min(1.0)
+        return torch.where(self.drawn > 0, 1.0 - mean, torch.zeros_like(mean)).cpu()
 
     def end_epoch(self, epoch: int) -> Tensor:
         """Set the next epoch's probabilities, clear the statistics, return the discrepancies (C,).
@@ -70,6 +81,6 @@ class MaskSampler:
         discrepancy = self.discrepancy()
         if epoch + 1 >= self.start:
             self.probabilities = guided_probabilities(discrepancy, tau=self.tau, floor=self.floor)
-        self._agreement.zero_()
-        self._drawn.zero_()
+        self.agreement.zero_()
+        self.drawn.zero_()
         return discrepancy
