@@ -186,7 +186,7 @@ def confusion_matrix(expected: NDArray[np.integer], predicted: NDArray[np.intege
         raise UsageError(f"labels have shape {expected.shape} and answers {predicted.shape}; they must be equal")
     known = (expected >= 0) & (expected < classes)
     rows, columns = expected[known].astype(np.int64), predicted[known].astype(np.int64)
-    if columns.size and not (0 <= columns.min() and columns.max() < classes):
+    if columns.size and (columns.min() < 0 or columns.max() >= classes):
         raise UsageError(f"answers run from {columns.min()} to {columns.max()}; allowed: 0 to {classes - 1}")
     return np.bincount(rows * classes + columns, minlength=classes * classes).reshape(classes, classes)
 
