@@ -196,7 +196,8 @@ def class_ious(confusion: NDArray[np.number]) -> NDArray[np.float64]:
     counts = confusion.astype(np.float64)
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+    ious: NDArray[np.float64] = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+    return ious
 
 
 def mean_iou(confusions: NDArray[np.integer], *, seed: int = 0) -> MeanIou:

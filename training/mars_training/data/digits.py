@@ -64,7 +64,8 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
     if not recordings:
         raise UsageError(f"no recordings of the {split} speakers in {folder}/free-spoken-digit-dataset/recordings")
     images, image_labels = _written(folder, split)
-    heard = preprocess_all(AUDIO, [r.read() for r in recordings])
+    waves = [r.read() for r in recordings]
+    heard = preprocess_all(AUDIO, waves)
     seen = preprocess_all(IMAGE, images)
     labels = np.array([r.digit for r in recordings], dtype=np.int64)
     generator = np.random.default_rng([recipe.seed, ("train", "validation", "test").index(split)])
@@ -75,6 +76,7 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         labels=torch.from_numpy(labels[audio_at]),
         groups=torch.from_numpy(groups[audio_at]),
         group_names=_SPEAKERS,
+        raw={"audio": [waves[i] for i in audio_at], "image": [images[i] for i in image_at]},
     )
 
 

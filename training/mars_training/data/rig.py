@@ -47,6 +47,7 @@ def read(recipe: DataRecipe, split: SplitName) -> Split:
         labels=torch.from_numpy(raw["label"].astype(np.int64)),
         groups=torch.from_numpy(raw["species"].astype(np.int64)),
         group_names=tuple(str(name) for name in rig.SPECIES),
+        raw={m.name: raw[m.name] for m in rig.modalities()},
     )
 
 
