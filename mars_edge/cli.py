@@ -19,11 +19,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),
     "train": ("mars_training.commands.train:main", "train a recipe", "train"),
+    "compare": ("mars_training.commands.compare:main", "train a grid of methods and seeds into one table", "train"),
     "evaluate": ("mars_training.commands.evaluate:main", "measure a run or an artifact on every subset", "train"),
     "export": ("mars_export.commands.export:main", "turn a run into .pte or .onnx", "export"),
 }
 _DEVELOPMENT_PACKAGES = {
-    "torch", "safetensors", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "tensorboard", "rich",
+    "torch", "safetensors", "scipy", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "tensorboard",
+    "rich",
 }  # fmt: skip
 
 
