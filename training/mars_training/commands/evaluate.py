@@ -1,4 +1,4 @@
-"""`mars-edge evaluate RUN` or `--model FILE`: the metric for every subset of modalities, and under undetected faults."""
+"""`mars-edge evaluate RUN` or `--model FILE`: the metric for every subset of modalities, with intervals; faults."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _measure(options: argparse.Namespace, chosen: Sequence[Which]) -> dict[str, 
     _say(options, _note(options.run, info, options.split))
     split = load_split(info.recipe, options.split, folder=options.data)
     always = info.recipe.data.always_present
-    results = {}
+    results: dict[str, Result] = {}
     for which, (model, _) in loaded.items():
         evaluation = evaluate(model, split, info.source, always_present=always)
         mean_error(evaluation.scores)  # refuses a split on which nothing could be measured
