@@ -101,12 +101,12 @@ class Modality:
         """Analysis frames that fit wholly into one window."""
         return 1 + (self.window_samples - self.frame_samples) // self.hop_samples
 
-    def preprocess(self, raw: NDArray[Any]) -> NDArray[np.float32]:
-        """The network's input of `shape`, float32, from one raw sample.
+    def preprocess(self, raw: NDArray[Any] | str) -> NDArray[np.float32]:
+        """The network's input of `shape`, float32, from one raw sample: an array, or a str for text.
 
         Raises:
-            UsageError: rank, channel count or element type is not what this modality declares, the
-                sample is empty, or a value is not finite.
+            UsageError: not an array (for text: not a str), rank, channel count or element type is not what this
+                modality declares, an array is empty, or a value is not finite.
         """
         from mars_edge.preprocess import preprocess
 

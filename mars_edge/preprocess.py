@@ -1,14 +1,18 @@
 """From a raw sample to the network's tensor: the one implementation used in training and on the device.
 
-Axes: H height, W width, C channels, T time, F frequency bands.
-The tensor is always float32; every kind is scaled by the modality's own range, never by the data, so
+Axes: H height, W width, C channels, T time, F frequency bands, L words.
+The tensor is always float32; every kind but text is scaled by the modality's own range, never by the data, so
 one frame gives the same tensor whatever came before it. A sample with NaN or infinity is refused: an
 engine would run it silently and answer nonsense.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
+import zlib
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,15 +23,20 @@ from mars_edge.modality import Modality
 
 # Log-mel power is clipped to this many decibels below full scale, then mapped to 0..1.
 _AUDIO_FLOOR_DB = -80.0
+_WORD = re.compile(r"[^\W_]+")
 
 
-def preprocess(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
+def preprocess(modality: Modality, raw: NDArray[Any] | str) -> NDArray[np.float32]:
     """The tensor of `modality.shape`, C-contiguous float32, from one raw sample.
 
     Raises:
-        UsageError: rank, channel count or element type is not what the modality declares, the sample is
-            empty, or a value is not finite.
+        UsageError: the sample is not an array (for text: not a str), rank, channel count or element type is not
+            what the modality declares, an array is empty, or a value is not finite.
     """
+    if modality.kind == "text":
+        return _text(modality, raw)
+    if not isinstance(raw, np.ndarray):
+        raise UsageError(f"{modality.name}: sample is of type {type(raw).__name__}, expected an array")
     _need_finite(modality, raw)
     return {"image": _image, "audio": _audio, "sequence": _sequence, "vector": _vector}[modality.kind](modality, raw)
 
@@ -163,3 +172,30 @@ def _vector(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
     if raw.shape != modality.shape:
         raise UsageError(f"{modality.name}: vector has shape {raw.shape}, expected {modality.shape}")
     return _scale(modality, raw.astype(np.float32))
+
+
+def _text(modality: Modality, raw: object) -> NDArray[np.float32]:
+    """Word numbers and word-pair numbers, (2, L): the first L words, zeros after the last one.
+
+    A text without a word is all zeros: someone may have written nothing, or nothing but punctuation.
+    """
+    if not isinstance(raw, str):
+        raise UsageError(f"{modality.name}: sample is of type {type(raw).__name__}, expected a str")
+    assert modality.length is not None and modality.vocabulary is not None
+    numbers = np.zeros(modality.shape, dtype=np.float32)
+    before = ""
+    for at, word in enumerate(split_words(raw, modality.length)):
+        numbers[0, at] = _bucket(f"1 {word}", modality.vocabulary)
+        numbers[1, at] = _bucket(f"2 {before} {word}", modality.vocabulary)
+        before = word
+    return numbers
+
+
+def split_words(text: str, most: int) -> list[str]:
+    """The first `most` runs of letters and digits, in lower case, compatible characters made one (Unicode NFKC)."""
+    return [found[0] for found in islice(_WORD.finditer(unicodedata.normalize("NFKC", text).lower()), most)]
+
+
+def _bucket(text: str, vocabulary: int) -> int:
+    """1 to vocabulary - 1, the same on every machine and in every process; Python's own hash is neither."""
+    return 1 + zlib.crc32(text.encode("utf-8")) % (vocabulary - 1)

@@ -36,9 +36,14 @@ def record(manifest: Manifest, path: Path) -> None:
         elif modality.kind == "sequence":
             shape = shape[::-1]
         values = random.uniform(low, high, size=(FRAMES, *shape))
-        raw[modality.name] = values.astype(modality.dtype)
+        raw[modality.name] = _titles(values) if modality.kind == "text" else values.astype(modality.dtype)
     with path.open("wb") as file:
         np.savez(file, **raw)
+
+
+def _titles(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """One text of words per frame."""
+    return np.array([" ".join(f"word{int(100 * value)}" for value in frame[0]) for frame in values])
 
 
 def show(engine: Engine, path: Path) -> None:

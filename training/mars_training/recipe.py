@@ -16,11 +16,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mars_edge.errors import UsageError
 
-Method = Literal["mars", "modality_dropout"]
-Reader = Literal["rig", "digits"]
-EncoderKind = Literal["conv", "projection"]
+Method = Literal["mars", "moe", "modality_dropout", "hemis", "shaspec", "dmrnet", "simmlm", "flex_moe"]
+Reader = Literal["rig", "digits", "casia_surf", "crema_d", "food101", "mcubes", "table"]
+DataProtocol = Literal["official", "speaker_disjoint"]
+ExpertKind = Literal["conv", "mlp", "resnet_stage", "low_rank"]
+FusionKind = Literal["conv", "resnet_stage"]
+TextReading = Literal["mean", "last"]
 OptimiserName = Literal["adamw", "sgd"]
-Schedule = Literal["cosine", "step"]
+Schedule = Literal["cosine", "step", "poly"]
 SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
 Threshold = Literal["equal_error", "bpcer", "argmax"]
@@ -29,24 +32,45 @@ OnMissing = Literal["continue", "abstain", "fail_closed"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where samples come from. Counts are of the rig's rendered samples; digits have the sizes they have."""
+    """Where samples come from. `train`, `validation` and `test` count the rig's rendered samples only."""
 
     reader: Reader
     train: int = 4000
     validation: int = 1000
     test: int = 2000
     seed: int = 0
+    """Of the rig's scenes, the digits' pairing, and what is held out of training for validation."""
     fold: int = 0
-    """digits only: which pair of speakers is the test set (0, 1 or 2)."""
+    """digits: which pair of speakers is the test set (0 to 2). crema_d, speaker-disjoint: which fifth of the actors
+    is (0 to 4)."""
     pairings: int = 2
     """digits only: how many written digits each recording is paired with."""
+    protocol: DataProtocol = "official"
+    """crema_d only: the published lists, which have every speaker on both sides, or splits that share no speaker."""
+    size: int = 0
+    """Height of the images in pixels, which are square but for mcubes; 0 takes the reader's own."""
+    limit: int = 0
+    """Read only this many rows of every split, as evenly over the classes as they allow; 0 reads all. For trials."""
+    always_present: tuple[str, ...] = ()
+    """Modalities that are never missing: subsets without them are neither drawn in training nor evaluated."""
+
+    def __post_init__(self) -> None:
+        if self.protocol != "official" and self.reader != "crema_d":
+            raise UsageError(f"data.protocol is {self.protocol!r}; reader {self.reader!r} has the official split only")
+        if self.fold and self.reader not in ("digits", "crema_d"):
+            raise UsageError(f"data.fold is {self.fold}; reader {self.reader!r} has no folds")
+        if self.size and self.reader in ("digits", "table"):
+            raise UsageError(f"data.size is {self.size}; reader {self.reader!r} has sizes of its own")
+        if self.size < 0 or self.limit < 0:
+            raise UsageError(f"data.size is {self.size} and data.limit {self.limit}; they must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecipe:
-    """One modality's encoder: blocks of `channels[i]` outputs and stride `strides[i]`."""
+    """One modality's encoder: blocks (ResNet kinds: stages) of `channels[i]` outputs and stride `strides[i]`."""
 
-    kind: EncoderKind = "conv"
+    kind: str = "conv"
+    """One of `mars_training.model.backbones.KINDS`; each kind's module names its source."""
     channels: tuple[int, ...] = (16, 32, 64, 64)
     strides: tuple[int, ...] = (2, 2, 2, 1)
     kernel: int = 3
@@ -57,6 +81,20 @@ class EncoderRecipe:
     audio: order in time) still counts; 0 has none."""
     components: int = 2
     """projection only: principal components kept."""
+    depths: tuple[int, ...] = ()
+    """resnet, resnet_se, deeplab: residual blocks per stage."""
+    reduction: int = 16
+    """resnet_se: how many times narrower squeeze-and-excitation is than the feature."""
+    expansion: int = 4
+    """mobile, mobile_seg: how many times wider an inverted residual is inside."""
+    aspp: int = 256
+    """deeplab, mobile_seg: outputs of the pyramid pooling."""
+    low: int = 48
+    """deeplab, mobile_seg: channels of the map at stride 4 that joins the pyramid's."""
+    embedding: int = 64
+    """text_lstm, text_mean: numbers per word."""
+    reading: TextReading = "last"
+    """text_lstm: the state after the last word, or the mean over all words."""
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.strides) or not self.channels:
@@ -65,11 +103,10 @@ class EncoderRecipe:
             )
         if self.span and (self.pool or self.kind != "conv"):
             raise UsageError('encoder has a span; it needs kind = "conv" and pool = false')
-
-    @property
-    def outputs(self) -> int:
-        """Channels of the feature."""
-        return self.span or self.channels[-1]
+        if self.depths and len(self.depths) != len(self.channels):
+            raise UsageError(
+                f"encoder has {len(self.channels)} channels and {len(self.depths)} depths; give one depth per stage"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +119,18 @@ class ModelRecipe:
     active_experts: int = 2
     width: int = 96
     """Channels d of the task representation z."""
+    fusion_kind: FusionKind = "conv"
+    """One convolution block, or a stage of two ResNet basic blocks."""
     fusion_kernel: int = 3
     fusion_stride: int = 2
+    expert_kind: ExpertKind = "conv"
+    """What a layer of `expert_channels` is: a convolution block; a linear layer with bias and ReLU, without batch norm
+    ("mlp": no kernel, no stride); a ResNet basic block; or, beyond the paper, see `expert_rank`."""
     expert_channels: tuple[int, ...] = (96,)
     expert_kernel: int = 3
     expert_stride: int = 2
+    expert_rank: int = 8
+    """low_rank only: each expert is a correction of this rank to the shared expert, which is a "conv" one."""
     shared_expert: bool = False
     """One more expert that always runs; its output is added to the gated sum."""
     detach_residual: bool = False
@@ -96,6 +140,17 @@ class ModelRecipe:
     student_rate: float = 0.0
     """Share of partial samples that the feature router routes in training."""
     expert_dropout: float = 0.0
+    residual_routing: bool = True
+    """False: the feature router routes both passes, a plain mixture of experts; the first rung of the ablation."""
+    router_noise: bool = True
+    """False: the residual router has no noise, neither scale nor loss; the second rung of the ablation."""
+    router_warmup: int = 0
+    """Beyond the paper: first epochs in which the feature router routes both passes and the residual router learns
+    from it; then they change places."""
+    combination_router: bool = False
+    """Beyond the paper: the feature router's logits gain a learned bias per modality that is there."""
+    dispatch: Literal["dense", "sparse"] = "dense"
+    """In training, "sparse" runs an expert on the rows routed to it alone; its batch norm then sees only those."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.active_experts < self.experts:
@@ -103,11 +158,15 @@ class ModelRecipe:
                 f"active_experts is {self.active_experts}; with {self.experts} experts, "
                 f"allowed: 1 to {self.experts - 1}"
             )
+        if not self.expert_channels:
+            raise UsageError("expert_channels is empty; give the outputs of at least one layer")
+        if self.expert_kind == "low_rank" and not self.shared_expert:
+            raise UsageError('expert_kind "low_rank" corrects a shared expert; it needs shared_expert = true')
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossRecipe:
-    """Weights of the four losses and the options of the imitation loss."""
+    """Weights of all losses, and when they begin; a method reads those that it has."""
 
     task: float = 1.0
     balance: float = 0.05
@@ -117,6 +176,24 @@ class LossRecipe:
     imitate_start: int = 0
     """Beyond the paper: the first epoch with imitation; before, the feature router learns from the task alone."""
     label_smoothing: float = 0.0
+    distill: float = 0.0
+    """Beyond the paper, for every method: the incomplete pass learns from the complete pass's class probabilities."""
+    distill_temperature: float = 2.0
+    align: float = 0.1
+    """shaspec: distance between the shared features of two modalities (its released settings, alpha)."""
+    domain: float = 0.02
+    """shaspec: cross-entropy of telling modalities apart by their specific features (beta)."""
+    rank: float = 0.1
+    """simmlm: more modalities must not have the larger task loss (arXiv 2507.19264, section 4)."""
+    kl: float = 1e-3
+    """dmrnet: divergence of the embedding's distribution from the standard normal (its released settings)."""
+    hard: float = 0.3
+    """dmrnet: extra task loss of the combinations whose embeddings are the least certain (released: 0.3 and 0.7)."""
+    specialise: float = 0.01
+    """flex_moe: cross-entropy between the router and the expert that is a combination's own (released settings)."""
+    first_stage: int = 2
+    """Epochs of the first stage of the peers that have two: simmlm trains its experts alone, flex_moe on complete
+    rows, dmrnet without `hard`. The released settings are a tenth of all epochs (flex_moe) and 5 (dmrnet)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +213,8 @@ class ScheduleRecipe:
     optimiser: OptimiserName = "adamw"
     schedule: Schedule = "cosine"
     rate: float = 2e-3
+    encoder_rate: dict[str, float] = field(default_factory=dict)
+    """By modality name, a factor on the rate of its encoder's parameters; 1 where none is given."""
     weight_decay: float = 1e-2
     momentum: float = 0.9
     batch_size: int = 64
@@ -148,6 +227,18 @@ class ScheduleRecipe:
     select_from: float = 0.0
     """Share of the epochs that must be over before one may be selected: a small validation split would pick
     a lucky epoch from before the rate has come down."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation error; 0 trains all epochs."""
+    checkpoint_every_s: float = 600.0
+    """Within an epoch too, save what a killed run goes on with when this many seconds are over; 0 saves at the ends
+    of epochs only."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or self.checkpoint_every_s < 0:
+            raise UsageError(
+                f"schedule.patience is {self.patience} and checkpoint_every_s {self.checkpoint_every_s}; "
+                f"they must be 0 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

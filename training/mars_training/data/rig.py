@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mars_edge.modality import Modality
 from mars_training.data.split import Source, Split, preprocess_all
 from mars_training.recipe import DataRecipe, SplitName
 
@@ -24,16 +26,21 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "mars-edge"
 
 
-def describe() -> Source:
+def describe(recipe: DataRecipe) -> Source:
     """The rig's modalities and classes."""
-    from mars_edge import rig
-
     return Source(
-        modalities=tuple(rig.modalities()),
+        modalities=_modalities(recipe),
         labels=LABELS,
         positive_label="live",
         note="simulated rig: no claim about real faces",
     )
+
+
+def _modalities(recipe: DataRecipe) -> tuple[Modality, ...]:
+    from mars_edge import rig
+
+    own = tuple(rig.modalities())
+    return tuple(dataclasses.replace(m, size=(recipe.size, recipe.size)) for m in own) if recipe.size else own
 
 
 def read(recipe: DataRecipe, split: SplitName) -> Split:
@@ -43,7 +50,7 @@ def read(recipe: DataRecipe, split: SplitName) -> Split:
     count = {"train": recipe.train, "validation": recipe.validation, "test": recipe.test}[split]
     raw = _rendered(split, count, recipe.seed)
     return Split(
-        inputs={m.name: preprocess_all(m, raw[m.name]) for m in rig.modalities()},
+        inputs={m.name: preprocess_all(m, raw[m.name]) for m in _modalities(recipe)},
         labels=torch.from_numpy(raw["label"].astype(np.int64)),
         groups=torch.from_numpy(raw["species"].astype(np.int64)),
         group_names=tuple(str(name) for name in rig.SPECIES),

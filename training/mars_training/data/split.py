@@ -38,8 +38,8 @@ class RawColumn(Protocol):
     def __len__(self) -> int:
         """n."""
 
-    def __getitem__(self, index: int, /) -> NDArray[Any]:
-        """One raw sample, as `Modality.preprocess` takes it."""
+    def __getitem__(self, index: int, /) -> NDArray[Any] | Any:
+        """One raw sample, as `Modality.preprocess` takes it: an array, or a str for text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class _TakenRaw:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int, /) -> NDArray[Any]:
+    def __getitem__(self, index: int, /) -> Any:
         return self.column[int(self.indices[index])]
 
 
