@@ -45,7 +45,7 @@ def smooth_load(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
 
 
 def balance_loss(routing: NoisyRouting, k: int) -> Tensor:
-    """CV^2(importance) + CV^2(load) of the residual router's noisy gates; 0 when experts are used equally."""
+    """CV^2(importance) + CV^2(load) of a router's gates, noisy or clean; 0 when experts are used equally."""
     load = smooth_load(routing.clean, routing.scale, routing.noisy, k)
     return squared_variation(routing.gates.sum(dim=0)) + squared_variation(load)
 
@@ -85,3 +85,38 @@ def noise_order_loss(teacher: Tensor, student: Tensor, scale: Tensor, k: int) ->
 def router_agreement(teacher: Tensor, student: Tensor, k: int) -> Tensor:
     """Per sample, the share of the K experts that both clean top-K sets name: (B,), 0 to 1."""
     return (top_k_mask(teacher, k) & top_k_mask(student, k)).sum(dim=1) / k
+
+
+def distillation_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """KL(softmax(teacher / T) || softmax(student / T)) * T^2 over classes (dim 1), mean over samples or pixels.
+
+    No gradient reaches the teacher; pixels labelled `IGNORED` do not count. Source: arXiv 1503.02531, section 2.
+    """
+    target = (teacher.detach() / temperature).log_softmax(dim=1)
+    answer = (student / temperature).log_softmax(dim=1)
+    divergence = functional.kl_div(answer, target, reduction="none", log_target=True).sum(dim=1)
+    counts = labels != IGNORED
+    return (divergence * counts).sum() / counts.sum().clamp_min(1) * temperature**2
+
+
+def row_losses(logits: Tensor, labels: Tensor, recipe: LossRecipe) -> Tensor:
+    """The cross-entropy of each row (B,), over its pixels the mean of those that are not `IGNORED`."""
+    each = functional.cross_entropy(
+        logits, labels, ignore_index=IGNORED, label_smoothing=recipe.label_smoothing, reduction="none"
+    )
+    counts = (labels != IGNORED).flatten(1).sum(dim=1) if labels.dim() > 1 else torch.ones_like(labels)
+    return each.flatten(1).sum(dim=1) / counts.clamp_min(1) if labels.dim() > 1 else each
+
+
+def ranking_loss(more: Tensor, fewer: Tensor) -> Tensor:
+    """mean(max(0, more - fewer)) of row losses (B,): zero where more modalities do not do worse than fewer.
+
+    Source: arXiv 2507.19264, "More vs. Fewer" loss.
+    """
+    return (more - fewer).clamp_min(0.0).mean()
+
+
+def standard_normal_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) of maps (B, C, H, W), summed over a row's entries, mean over the batch."""
+    each = 0.5 * (log_variance.exp() + mean.square() - log_variance - 1.0)
+    return each.flatten(1).sum(dim=1).mean()

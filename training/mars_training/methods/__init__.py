@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
-from mars_training.methods import mars, modality_dropout
+from mars_training.methods import dmrnet, flex_moe, hemis, mars, modality_dropout, shaspec, simmlm
 from mars_training.methods.step import Step
 from mars_training.model.build import build_training_mars
 from mars_training.model.deployable import Deployable
@@ -40,7 +40,13 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "mars": Method(build_training_mars, mars.step),
+    "moe": Method(mars.build_moe, mars.step),
     "modality_dropout": Method(modality_dropout.build_dropout_fusion, modality_dropout.step),
+    "hemis": Method(hemis.build_hemis, hemis.step),
+    "shaspec": Method(shaspec.build_shaspec, shaspec.step),
+    "dmrnet": Method(dmrnet.build_dmrnet, dmrnet.step),
+    "simmlm": Method(simmlm.build_simmlm, simmlm.step),
+    "flex_moe": Method(flex_moe.build_flex_moe, flex_moe.step),
 }
 
 

@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
-from mars_training.losses import task_loss
-from mars_training.methods.step import Step, own_partial
+from mars_training.methods.peer import mars_parameters, matched_width
+from mars_training.methods.step import Step, own_partial, two_pass_terms, weighted
 from mars_training.model.build import (
-    build_deployed,
     build_encoders,
-    build_expert,
+    build_full_expert,
     build_fusion,
+    build_head,
     channels_last,
     parameter_count,
 )
-from mars_training.model.heads import Head
 from mars_training.model.mars import mask_features
 from mars_training.recipe import LossRecipe, ModelRecipe
 
@@ -76,17 +75,16 @@ def build_dropout_fusion(
 
     Its width is the one whose parameter count comes closest to the deployed MARS model's.
     """
-    target = parameter_count(build_deployed(recipe, modalities, classes, task))
+    target = mars_parameters(recipe, modalities, classes, task)
     encoders = build_encoders(recipe, modalities)
     fusion = build_fusion(recipe, list(encoders))
     fixed = sum(map(parameter_count, [*encoders.values(), fusion]))
 
     def stage(width: int) -> tuple[nn.Module, nn.Module]:
-        return build_expert(recipe, channels=(*recipe.expert_channels[:-1], width)), Head(width, classes)
+        expert = build_full_expert(recipe, channels=(*recipe.expert_channels[:-1], width))
+        return expert, build_head(recipe, width, classes, task)
 
-    one, two = (sum(map(parameter_count, stage(width))) for width in (1, 2))
-    width = max(1, round((target - fixed - (2 * one - two)) / (two - one)))
-    expert, head = stage(width)
+    expert, head = stage(matched_width(target - fixed, stage))
     return channels_last(DropoutFusion(encoders=encoders, fusion=fusion, expert=expert, head=head))
 
 
@@ -94,5 +92,4 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     """The same two passes as MARS takes, cross-entropy only."""
     assert isinstance(model, DropoutFusion)
     full, incomplete = model.two_passes(batch.inputs, batch.present, own_partial(partial, batch.present))
-    task = task_loss(full, batch.labels, loss) + task_loss(incomplete, batch.labels, loss)
-    return Step(terms={"loss": loss.task * task, "task": task})
+    return Step(terms=weighted(two_pass_terms(full, incomplete, batch.labels, loss), loss))

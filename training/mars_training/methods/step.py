@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mars_training.losses import distillation_loss, task_loss
+from mars_training.recipe import LossRecipe
+
 Terms = dict[str, Tensor]
 """Named scalar losses; "loss" is the one that is minimised."""
 
@@ -32,3 +35,27 @@ def own_partial(partial: Tensor, present: Tensor) -> Tensor:
     """`partial` (B, M) without what a row never had; a row that would keep nothing keeps all it has."""
     kept = partial & present
     return torch.where(kept.any(dim=1, keepdim=True), kept, present)
+
+
+def two_pass_terms(
+    full: Tensor, partial: Tensor, labels: Tensor, recipe: LossRecipe, rows: Tensor | None = None
+) -> Terms:
+    """Task loss of the complete pass and of the rows `rows` (B,) of the incomplete one, and distillation where asked.
+
+    Every method's two passes end here, so that none has an option that another lacks.
+    """
+    terms = {"task": task_loss(full, labels, recipe)}
+    if rows is not None:
+        full, partial, labels = full[rows], partial[rows], labels[rows]
+    if len(labels):
+        terms["task"] = terms["task"] + task_loss(partial, labels, recipe)
+    if recipe.distill:
+        terms["distill"] = distillation_loss(full, partial, labels, temperature=recipe.distill_temperature)
+    return terms
+
+
+def weighted(terms: Terms, recipe: LossRecipe, **weights: float) -> Terms:
+    """`terms` and their sum "loss", each weighted by the recipe's key of its name, or by `weights`."""
+    total = sum(weights.get(name, getattr(recipe, name)) * value for name, value in terms.items())
+    assert isinstance(total, Tensor)
+    return {"loss": total, **terms}

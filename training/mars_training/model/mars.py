@@ -17,21 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from mars_training.model.fusion import Fusion
-from mars_training.model.routers import NoisyRouting, ResidualRouter, top_k_gates
+from mars_training.model.mixture import mixture
+from mars_training.model.routers import NoisyRouting, ResidualRouter, clean_routing, top_k_gates
 
 
 class RouteStage(nn.Module):
     """Features of all modalities, missing ones all zeros, to (z, feature-router logits (B, N))."""
 
-    def __init__(self, fusion: Fusion, router: nn.Module) -> None:
+    def __init__(self, fusion: Fusion, router: nn.Module, *, combination: nn.Module | None = None) -> None:
         super().__init__()
         self.fusion = fusion
         self.router = router
+        self.combination = combination
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         z = self.fusion(features)
         logits: Tensor = self.router(z)
-        return z, logits
+        return z, logits if self.combination is None else logits + self.combination(*features)
 
 
 def mask_features(features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
@@ -52,6 +54,7 @@ class DeployedMars(nn.Module):
         head: nn.Module,
         active_experts: int,
         expert_shared: nn.Module | None = None,
+        dispatch: str = "dense",
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
@@ -60,6 +63,7 @@ class DeployedMars(nn.Module):
         self.head = head
         self.expert_shared = expert_shared
         self.active_experts = active_experts
+        self.dispatch = dispatch
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -88,10 +92,9 @@ class DeployedMars(nn.Module):
     def decide(self, z: Tensor, gates: Tensor) -> Tensor:
         """Class logits (B, classes) of head(sum_j gates_j E_j(z)), plus E_shared(z) where there is one.
 
-        Every expert is computed, so shapes never depend on data; a gate of zero takes an expert out.
+        A gate of zero takes an expert out: of the sum only, or where rows are dispatched sparsely, of the work too.
         """
-        weights = gates.to(z.dtype).view(*gates.shape, *[1] * (z.dim() - 1)).unbind(dim=1)
-        combined = sum(w * expert(z) for w, expert in zip(weights, self.experts, strict=True))
+        combined = mixture(self.experts, z, gates, self.active_experts, self.dispatch, training=self.training)
         if self.expert_shared is not None:
             combined = combined + self.expert_shared(z)
         logits: Tensor = self.head(combined)
@@ -120,11 +123,13 @@ class Passes:
     full: Tensor
     """Class logits (B, classes), all modalities present, routed by the feature router."""
     partial: Tensor
-    """Class logits (B, classes), incomplete, routed by the residual router."""
+    """Class logits (B, classes), incomplete, routed by the residual router; in a plain mixture, by the feature router."""
     residual: NoisyRouting
-    """The residual router on z_full - z_partial."""
+    """The residual router on z_full - z_partial; in a plain mixture, the feature router on z_partial."""
     student: Tensor
     """Feature-router logits (B, N) on z_partial, to imitate the residual router."""
+    feature: Tensor
+    """Feature-router logits (B, N) on z_full."""
 
 
 class TrainingMars(nn.Module):
@@ -135,17 +140,20 @@ class TrainingMars(nn.Module):
         student_rate: beyond the paper; share of partial samples whose task loss goes through the feature
             router, as at inference, instead of the residual router. 0 is the paper, 1 a plain mixture.
         expert_dropout: beyond the paper; probability that a routed expert is left out of a sample.
+        router_warmup: beyond the paper; first epochs in which the feature router routes both passes.
+        residual_router: None in a plain mixture of experts.
     """
 
     def __init__(
         self,
         deployed: DeployedMars,
-        residual_router: ResidualRouter,
+        residual_router: ResidualRouter | None,
         *,
         detach_residual: bool = False,
         residual_scope: str = "sample",
         student_rate: float = 0.0,
         expert_dropout: float = 0.0,
+        router_warmup: int = 0,
     ) -> None:
         super().__init__()
         self.deployed = deployed
@@ -154,11 +162,24 @@ class TrainingMars(nn.Module):
         self.residual_scope = residual_scope
         self.student_rate = student_rate
         self.expert_dropout = expert_dropout
+        self.router_warmup = router_warmup
 
-    def forward(self, inputs: Mapping[str, Tensor], partial: Tensor, present: Tensor | None = None) -> Passes:
+    def routes_by_features(self, epoch: int) -> bool:
+        """Whether the feature router routes both passes in `epoch` (from 0): always in a plain mixture."""
+        return self.residual_router is None or epoch < self.router_warmup
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        partial: Tensor,
+        present: Tensor | None = None,
+        *,
+        by_features: bool = False,
+    ) -> Passes:
         """The two passes over shared weights; `partial` (B, M) is the sampled incomplete mask.
 
         `present` (B, M) is what each row has, everything when None: the first pass sees that much.
+        With `by_features` the incomplete pass too is routed by the feature router.
 
         Both passes go through fusion, experts and head as one stacked batch of 2 B: batch norm then
         collects the statistics of complete and incomplete samples together, as a deployed model meets them.
@@ -166,11 +187,18 @@ class TrainingMars(nn.Module):
         features = self.deployed.encode_all(inputs)
         masks = torch.cat([torch.ones_like(partial) if present is None else present, partial])
         z, router_logits = self.deployed.route([torch.cat([f, f]) for f in features], masks)
-        residual = self.residual_router(self._residual(z, partial))
         full, student = router_logits.chunk(2)
-        gates = torch.cat([self.deployed.gates(full), self._partial_gates(residual, student)])
+        residual = self._residual_routing(z, partial, student)
+        own = self.deployed.gates(student) if by_features else self._partial_gates(residual, student)
+        gates = torch.cat([self.deployed.gates(full), own])
         logits = self.deployed.decide(z, self._drop_experts(gates)).chunk(2)
-        return Passes(full=logits[0], partial=logits[1], residual=residual, student=student)
+        return Passes(full=logits[0], partial=logits[1], residual=residual, student=student, feature=full)
+
+    def _residual_routing(self, z: Tensor, partial: Tensor, student: Tensor) -> NoisyRouting:
+        if self.residual_router is None:
+            return clean_routing(student, self.deployed.active_experts)
+        routing: NoisyRouting = self.residual_router(self._residual(z, partial))
+        return routing
 
     def _residual(self, z: Tensor, partial: Tensor) -> Tensor:
         pooled = z.float().mean((2, 3))

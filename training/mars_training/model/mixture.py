@@ -1,0 +1,59 @@
+"""The gated sum of experts, computed for every row or only where a gate is open.
+
+Axes: B batch, N experts, d channels of z; C, H, W of an expert's output.
+Design decision: both forms take the same arguments and agree wherever an expert treats rows independently. In
+training they differ by batch norm: dense, an expert's statistics are those of all rows; sparse, of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def mixture(
+    experts: Sequence[nn.Module] | nn.ModuleList,
+    z: Tensor,
+    gates: Tensor,
+    active: int,
+    dispatch: str,
+    *,
+    training: bool,
+) -> Tensor:
+    """sum_j gates_j E_j(z) in the form that fits: in training as `dispatch` says, dense or sparse.
+
+    In evaluation sparse, unless more than half of the experts are active.
+    """
+    sparse = dispatch == "sparse" if training else 2 * active <= len(experts)
+    return sparse_mixture(experts, z, gates) if sparse else dense_mixture(experts, z, gates)
+
+
+def dense_mixture(experts: Sequence[nn.Module] | nn.ModuleList, z: Tensor, gates: Tensor) -> Tensor:
+    """sum_j gates_j E_j(z): every expert sees every row, so no shape depends on data."""
+    weights = gates.to(z.dtype).view(*gates.shape, *[1] * (z.dim() - 1)).unbind(dim=1)
+    total: Tensor = sum(w * expert(z) for w, expert in zip(weights, experts, strict=True))  # type: ignore[assignment]
+    return total
+
+
+def sparse_mixture(experts: Sequence[nn.Module] | nn.ModuleList, z: Tensor, gates: Tensor) -> Tensor:
+    """sum_j gates_j E_j(z): each expert sees the rows whose gate is not zero; one without rows does not run."""
+    expert_of, row_of = (gates != 0).t().nonzero(as_tuple=True)
+    counts = torch.bincount(expert_of, minlength=len(experts)).tolist()
+    parts = row_of.split(counts)
+    outputs = [_run(expert, z[rows]) for expert, rows in zip(experts, parts, strict=True) if len(rows)]
+    stacked = torch.cat(outputs)
+    weights = gates[row_of, expert_of].to(stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
+    return stacked.new_zeros(len(z), *stacked.shape[1:]).index_add(0, row_of, weights * stacked)
+
+
+def _run(expert: nn.Module, rows: Tensor) -> Tensor:
+    if len(rows) > 1 or not expert.training:
+        output: Tensor = expert(rows)
+        return output
+    # One row has no variance over a 1x1 map: batch norm takes its running statistics, and does not update them.
+    expert.eval()
+    alone: Tensor = expert(rows)
+    expert.train()
+    return alone
