@@ -12,7 +12,8 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.augment import add_noise, augment, resample
 from mars_training.data.split import Batch
-from mars_training.model.backbones import ConvEncoder
+from mars_training.model.backbones import feature_channels
+from mars_training.model.encoders.conv import ConvEncoder
 from mars_training.recipe import AugmentRecipe, EncoderRecipe
 
 AUDIO = Modality(name="audio", kind="audio", rate_hz=8000, window_s=0.2, mel_bands=8)
@@ -129,7 +130,7 @@ def test_a_span_block_sees_order_in_time_where_pooling_sees_little_of_it() -> No
 
 def test_a_span_block_fits_any_map_and_names_its_width() -> None:
     recipe = EncoderRecipe(channels=(4, 5), strides=(2, 2), span=7)
-    assert recipe.outputs == 7 and EncoderRecipe().outputs == 64
+    assert feature_channels(recipe) == 7 and feature_channels(EncoderRecipe()) == 64
     encoder = ConvEncoder((1, 33, 61), recipe)
     assert encoder(torch.rand(2, 1, 33, 61)).shape == (2, 7, 1, 1)
     last = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)][-1]

@@ -12,17 +12,18 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch
 from mars_training.methods.modality_dropout import build_dropout_fusion
-from mars_training.model.backbones import ProjectionEncoder
 from mars_training.model.build import (
     build_deployed,
     build_training_mars,
     parameter_count,
 )
+from mars_training.model.encoders.projection import ProjectionEncoder
 from mars_training.model.mars import TrainingMars, mask_features, mean_by_combination
 from mars_training.model.routers import ResidualRouter
+from mars_training.optimiser import optimiser_groups
 from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe
 from mars_training.sampling import MaskSampler
-from mars_training.train import optimiser_groups, update_for
+from mars_training.train import update_for
 
 MODALITIES = (
     Modality(name="rgb", kind="image", channels=3, size=(16, 16), dtype="uint8", range=(0, 255)),
@@ -171,9 +172,11 @@ def test_every_piece_exports_with_a_dynamic_batch(model: TrainingMars) -> None:
 def test_a_shared_expert_adds_to_whatever_the_gates_choose() -> None:
     torch.manual_seed(0)
     deployed = build_deployed(dataclasses.replace(RECIPE, shared_expert=True), MODALITIES, 3).eval()
-    z, gates = torch.rand(4, 8, 2, 2), torch.zeros(4, 4)
+    z, gates = torch.rand(4, 8, 2, 2), deployed.gates(torch.randn(4, 4))
     assert deployed.expert_shared is not None
-    assert torch.allclose(deployed.decide(z, gates), deployed.head(deployed.expert_shared(z)), atol=1e-6)
+    routed = sum(gates[:, j, None, None, None] * expert(z) for j, expert in enumerate(deployed.experts))
+    expected = deployed.head(routed + deployed.expert_shared(z))
+    assert torch.allclose(deployed.decide(z, gates), expected, atol=1e-6)
 
 
 def test_detach_residual_keeps_the_privileged_gradient_out_of_fusion(model: TrainingMars) -> None:

@@ -1,86 +1,79 @@
 """Encoders: from one modality's preprocessed tensor to its feature map f_m.
 
-Axes: B batch, C channels, H height, W width (for audio: mel bands and frames).
-To add a backbone: write an nn.Module (B, *shape) -> (B, C, H, W) here and name it in `encoder`.
+To add a backbone: a module in `mars_training.model.encoders` whose `BACKBONES` names it, and its line in `_MODULES`.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import importlib
+
+from torch import nn
 
 from mars_edge.errors import UsageError
-from mars_training.model.blocks import conv_stack
+from mars_edge.modality import Kind, Modality
+from mars_training.model.blocks import MeanPool
+from mars_training.model.encoders.backbone import Backbone
 from mars_training.recipe import EncoderRecipe
 
+_MODULES = {
+    "conv": "conv",
+    "projection": "projection",
+    "resnet": "resnet",
+    "resnet_se": "resnet",
+    "inception": "inception",
+    "deeplab": "deeplab",
+    "mobile": "mobile",
+    "mobile_seg": "mobile",
+    "sequence": "series",
+    "vector": "series",
+    "text_lstm": "text",
+    "text_mean": "text",
+}
+"""By encoder kind, the module in `mars_training.model.encoders` that has it."""
 
-class ConvEncoder(nn.Module):
-    """A stack of convolution blocks, then the recipe's `pool` (mean) or `span` (whole-map block): (B, C, 1, 1)."""
-
-    def __init__(self, shape: tuple[int, ...], recipe: EncoderRecipe) -> None:
-        super().__init__()
-        self.stack = conv_stack(shape[0], recipe.channels, kernel=recipe.kernel, strides=recipe.strides)
-        self.pool = recipe.pool
-        if recipe.span:
-            self.stack.append(_span(shape, recipe))
-
-    def forward(self, x: Tensor) -> Tensor:
-        feature: Tensor = self.stack(x)
-        return feature.mean((2, 3), keepdim=True) if self.pool else feature
-
-
-def _span(shape: tuple[int, ...], recipe: EncoderRecipe) -> nn.Sequential:
-    height, width = shape[1:]
-    for stride in recipe.strides:
-        height, width = -(-height // stride), -(-width // stride)
-    return nn.Sequential(
-        nn.Conv2d(recipe.channels[-1], recipe.span, (height, width), bias=False), nn.BatchNorm2d(recipe.span), nn.ReLU()
-    )
+KINDS = tuple(_MODULES)
 
 
-class ProjectionEncoder(nn.Module):
-    """A frozen principal-component projection of the whole image, then 1x1 convolution blocks: (B, C, 1, 1).
-
-    The projection is a convolution as large as the image whose weights are buffers: it is exported with the
-    encoder, and no optimiser sees it.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, shape: tuple[int, ...], recipe: EncoderRecipe) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(recipe.components, *shape))
-        self.register_buffer("bias", torch.zeros(recipe.components))
-        self.stack = conv_stack(recipe.components, recipe.channels, kernel=1, strides=recipe.strides)
-
-    def fit(self, images: Tensor) -> None:
-        """Set the projection to the leading components of `images` (n, *shape), each scaled to unit variance."""
-        rows = images.flatten(1).double()
-        mean = rows.mean(0)
-        _, singular, directions = torch.linalg.svd(rows - mean, full_matrices=False)
-        kept = self.weight.shape[0]
-        deviation = singular[:kept] / (len(rows) - 1) ** 0.5
-        basis = directions[:kept] / deviation[:, None]
-        self.weight.copy_(basis.view_as(self.weight))
-        self.bias.copy_(-(basis @ mean))
-
-    def forward(self, x: Tensor) -> Tensor:
-        feature: Tensor = self.stack(functional.conv2d(x, self.weight, self.bias))
-        return feature
-
-
-def encoder(shape: tuple[int, ...], recipe: EncoderRecipe) -> nn.Module:
-    """The encoder a recipe describes for tensors of `shape` = (C, H, W).
+def backbone(kind: str) -> Backbone:
+    """What is known of an encoder kind.
 
     Raises:
-        UsageError: the shape is not a map, or the recipe names an unknown kind.
+        UsageError: there is no such kind.
     """
-    if len(shape) != 3:
-        raise UsageError(f"encoder kind {recipe.kind!r} reads tensors (C, H, W), this modality has shape {shape}")
-    if recipe.kind == "conv":
-        return ConvEncoder(shape, recipe)
-    if recipe.kind == "projection":
-        return ProjectionEncoder(shape, recipe)
-    raise UsageError(f"unknown encoder kind {recipe.kind!r}; allowed: conv, projection")
+    if kind not in _MODULES:
+        raise UsageError(f"unknown encoder kind {kind!r}; allowed: {', '.join(KINDS)}")
+    module = importlib.import_module(f"mars_training.model.encoders.{_MODULES[kind]}")
+    found: Backbone = module.BACKBONES[kind]
+    return found
+
+
+def kinds_for(modality_kind: Kind) -> tuple[str, ...]:
+    """The encoder kinds that read modalities of `modality_kind`."""
+    return tuple(kind for kind in KINDS if modality_kind in backbone(kind).reads)
+
+
+def encoder(modality: Modality, recipe: EncoderRecipe) -> nn.Module:
+    """The encoder a recipe describes: (B, *modality.shape) to a map (B, C, H, W).
+
+    Raises:
+        UsageError: an unknown kind, or one that does not read this kind of modality.
+    """
+    found = backbone(recipe.kind)
+    if modality.kind not in found.reads:
+        raise UsageError(
+            f"encoder kind {recipe.kind!r} does not read {modality.kind}, which modality {modality.name!r} is; "
+            f"set model.encoders.{modality.name}.kind to one of: {', '.join(kinds_for(modality.kind))}"
+        )
+    module = found.build(modality, recipe)
+    # A "conv" encoder pools by itself: wrapped, its weights would have other names than in runs already trained.
+    return nn.Sequential(module, MeanPool()) if recipe.pool and recipe.kind != "conv" else module
+
+
+def feature_channels(recipe: EncoderRecipe) -> int:
+    """Channels of the encoder's map."""
+    return backbone(recipe.kind).outputs(recipe)
+
+
+def feature_stride(recipe: EncoderRecipe) -> int:
+    """Input pixels per pixel of the encoder's map."""
+    return backbone(recipe.kind).stride(recipe)

@@ -11,13 +11,13 @@ from torch import nn
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.split import Task
-from mars_training.model.backbones import encoder
-from mars_training.model.blocks import conv_stack
+from mars_training.model.backbones import encoder, feature_channels, feature_stride
 from mars_training.model.deployable import Deployable
-from mars_training.model.fusion import Fusion
-from mars_training.model.heads import Head
+from mars_training.model.experts import expert
+from mars_training.model.fusion import Fusion, fusion_of
+from mars_training.model.heads import Head, SegmentationHead
 from mars_training.model.mars import DeployedMars, RouteStage, TrainingMars
-from mars_training.model.routers import FeatureRouter, ResidualRouter
+from mars_training.model.routers import CombinationBias, FeatureRouter, ResidualRouter
 from mars_training.recipe import EncoderRecipe, ModelRecipe
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,20 +38,41 @@ def build_encoders(recipe: ModelRecipe, modalities: Sequence[Modality]) -> dict[
     unknown = sorted(set(recipe.encoders) - set(names))
     if unknown:
         raise UsageError(f"recipe has an encoder for {unknown[0]!r}; the data has: {', '.join(names)}")
-    return {m.name: encoder(m.shape, recipe.encoders.get(m.name, EncoderRecipe())) for m in modalities}
+    return {m.name: encoder(m, recipe.encoders.get(m.name, EncoderRecipe())) for m in modalities}
 
 
 def build_fusion(recipe: ModelRecipe, names: Sequence[str]) -> Fusion:
     """The untrained fusion of the features of `names`."""
-    inputs = sum(recipe.encoders.get(name, EncoderRecipe()).outputs for name in names)
-    return Fusion(inputs, recipe.width, kernel=recipe.fusion_kernel, stride=recipe.fusion_stride)
+    return fusion_of(sum(feature_channels(recipe.encoders.get(name, EncoderRecipe())) for name in names), recipe)
+
+
+def expert_width(recipe: ModelRecipe) -> int:
+    """Channels of an expert's map: what a head reads."""
+    return recipe.expert_channels[-1]
 
 
 def build_expert(recipe: ModelRecipe, *, channels: Sequence[int] | None = None) -> nn.Module:
-    """One expert: z (B, d, H, W) to a map; its first block strides, later ones keep the size."""
-    widths = recipe.expert_channels if channels is None else channels
-    strides = [recipe.expert_stride, *[1] * (len(widths) - 1)]
-    return conv_stack(recipe.width, widths, kernel=recipe.expert_kernel, strides=strides)
+    """One routed expert, `channels` in place of the recipe's `expert_channels`: z (B, d, H, W) to a map."""
+    return expert(recipe.expert_kind, recipe, recipe.expert_channels if channels is None else channels)
+
+
+def build_full_expert(recipe: ModelRecipe, *, channels: Sequence[int] | None = None) -> nn.Module:
+    """An expert that needs no other beside it: the shared one, or the one wide stage of a model without experts.
+
+    It has the form of a routed one, but for low-rank experts, which correct a "conv" one.
+    """
+    kind = "conv" if recipe.expert_kind == "low_rank" else recipe.expert_kind
+    return expert(kind, recipe, recipe.expert_channels if channels is None else channels)
+
+
+def build_head(recipe: ModelRecipe, width: int, classes: int, task: Task = "classification") -> nn.Module:
+    """The head that reads maps of `width` channels: logits (B, classes), or (B, classes, H, W) at the input's size."""
+    if task == "classification":
+        return Head(width, classes)
+    # Encoders whose maps differ in size are refused by the fusion, so one speaks for all.
+    stride = max(map(feature_stride, recipe.encoders.values()), default=feature_stride(EncoderRecipe()))
+    kept = 1 if recipe.expert_kind == "mlp" else recipe.expert_stride
+    return SegmentationHead(width, classes, stride * recipe.fusion_stride * kept)
 
 
 def build_deployed(
@@ -60,13 +81,15 @@ def build_deployed(
     """The untrained model that a device will run, in channels-last memory format."""
     encoders = build_encoders(recipe, modalities)
     router = FeatureRouter(recipe.width, recipe.experts)
+    combination = CombinationBias(len(encoders), recipe.experts) if recipe.combination_router else None
     model = DeployedMars(
         encoders=encoders,
-        route_stage=RouteStage(build_fusion(recipe, list(encoders)), router),
+        route_stage=RouteStage(build_fusion(recipe, list(encoders)), router, combination=combination),
         experts=[build_expert(recipe) for _ in range(recipe.experts)],
-        head=Head(recipe.expert_channels[-1], classes),
+        head=build_head(recipe, expert_width(recipe), classes, task),
         active_experts=recipe.active_experts,
-        expert_shared=build_expert(recipe) if recipe.shared_expert else None,
+        expert_shared=build_full_expert(recipe) if recipe.shared_expert else None,
+        dispatch=recipe.dispatch,
     )
     return channels_last(model)
 
@@ -79,14 +102,16 @@ def build_training_mars(
 
 
 def wrap_for_training(deployed: DeployedMars, recipe: ModelRecipe) -> TrainingMars:
-    """`deployed`, any of its pieces replaced or not, beside a fresh residual router."""
+    """`deployed`, any of its pieces replaced or not, beside a fresh residual router, where the recipe has one."""
+    router = ResidualRouter(recipe.width, recipe.experts, recipe.active_experts, noisy=recipe.router_noise)
     return TrainingMars(
         deployed,
-        ResidualRouter(recipe.width, recipe.experts, recipe.active_experts),
+        router if recipe.residual_routing else None,
         detach_residual=recipe.detach_residual,
         residual_scope=recipe.residual_scope,
         student_rate=recipe.student_rate,
         expert_dropout=recipe.expert_dropout,
+        router_warmup=recipe.router_warmup,
     )
 
 
