@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +167,7 @@ def sole_user(output: Path) -> Iterator[None]:
         yield
 
 
-def run_cells(cells: Sequence[Cell], place: Place, *, jobs: int, threads: int) -> Iterator[Event]:
+def run_cells(cells: Sequence[Cell], place: Place, *, jobs: int, threads: int) -> Generator[Event, None, None]:
     """Train and evaluate what is not finished of `cells`; failures are recorded and the others go on.
 
     Event tasks are indices into `cells`. An oracle waits for its source's cell if that is among them.

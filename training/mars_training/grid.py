@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mars_edge.errors import UsageError
 from mars_training.recipe import Recipe, SplitName, read_toml, recipe_from_dict, strict_dataclass
@@ -50,8 +50,8 @@ class GridTable:
     seeds: tuple[int, ...] = (0, 1, 2)
     folds: tuple[int, ...] = ()
     compare_with: str = ""
-    """Every other row is paired with this one; the first row when empty."""
-    split: SplitName = "test"
+    """Every other row is paired with this one; the first row that trains when empty."""
+    split: Literal["validation", "test"] = "test"
     """What the table shows; epochs are always selected on validation."""
 
 
@@ -163,7 +163,7 @@ def load_grid(path: Path) -> Grid:
         rows=rows,
         seeds=table.seeds,
         folds=table.folds,
-        compare_with=table.compare_with or table.row[0].name,
+        compare_with=table.compare_with or next(iter(recipes)),
         split=table.split,
     )
 
@@ -198,9 +198,10 @@ def _check_head(table: GridTable) -> None:
         if twin is not None:
             raise UsageError(f"rows {twin!r} and {row.name!r} would share the folder {slug(twin)!r}; rename one")
         _check_row(row, table)
+    trained = [row.name for row in table.row if not row.oracle_of]
     for key, name in (("compare_with", table.compare_with), *(("also_with", row.also_with) for row in table.row)):
-        if name and name not in names:
-            raise UsageError(f"{key} is {name!r}; rows: {', '.join(map(repr, names))}")
+        if name and name not in trained:
+            raise UsageError(f"{key} is {name!r}; rows that train: {', '.join(map(repr, trained))}")
     for key, values in (("seeds", table.seeds), ("folds", table.folds)):
         if len(set(values)) != len(values) or any(v < 0 for v in values):
             raise UsageError(f"{key} is {list(values)}; each must be there once and at least 0")

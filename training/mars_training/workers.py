@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -59,7 +59,7 @@ class _Worker:
 
 def run_tasks(
     tasks: Sequence[Any], work: Work, *, jobs: int, threads: int, after: Sequence[int | None] = ()
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """What happens while `jobs` processes of `threads` threads each work through the tasks, in order.
 
     `after[i]` is the number of a task that must have ended, well or not, before task i starts.

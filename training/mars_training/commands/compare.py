@@ -133,7 +133,7 @@ def _run(cells: Sequence[Cell], place: Place, options: argparse.Namespace) -> bo
             progress.say("stopped; the same command goes on from here")
             raise
         finally:
-            events.close()  # type: ignore[attr-defined]
+            events.close()
     return any(failure_of(cell, place) for cell in cells)
 
 
