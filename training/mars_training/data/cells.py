@@ -172,9 +172,8 @@ def _as_type(values: NDArray[np.float64], modality: Modality, path: Path) -> NDA
 def _checked(field: Field, array: NDArray[Any], path: Path) -> NDArray[Any]:
     modality = field.modality
     if not _fits(modality, array.shape) or array.dtype != np.dtype(modality.dtype):
-        raise UsageError(
-            f"{path}: is {_shape(array.shape)} {array.dtype}; modality {modality.name!r} takes {accepts(field)}"
-        )
+        stored = array.transpose(2, 0, 1) if field.channels_first and array.ndim == 3 else array
+        raise UsageError(f"{path}: is {stored.shape} {array.dtype}; modality {modality.name!r} takes {accepts(field)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.count_nonzero(~np.isfinite(array)))
         raise UsageError(f"{path}: {bad} of {array.size} values are not finite")
@@ -210,15 +209,11 @@ def accepts(field: Field) -> str:
         return "text"
     if m.kind == "audio":
         return f"mono 16-bit at {m.rate_hz:g} Hz"
-    image = f"({m.channels}, H, W) in .npy" if field.channels_first else f"(H, W, {m.channels})"
+    image = f"({m.channels}, H, W)" if field.channels_first else f"(H, W, {m.channels})"
     if m.kind == "image" and m.channels == 1:
         image = f"(H, W) or {image}"
     shapes = {"image": image, "sequence": f"(T, {m.channels})", "vector": f"({m.length},)"}
     return f"{shapes[m.kind]} {m.dtype}"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"({shape[0]},)" if len(shape) == 1 else f"({', '.join(map(str, shape))})"
 
 
 def _audio(path: Path, modality: Modality) -> NDArray[np.float32]:
@@ -228,7 +223,7 @@ def _audio(path: Path, modality: Modality) -> NDArray[np.float32]:
             data = file.readframes(file.getnframes())
     except (OSError, wave.Error, EOFError, RuntimeError) as error:
         # RuntimeError: the standard library's answer to a chunk that claims to be longer than the file.
-        raise UsageError(f"{path}: not a readable .wav file ({error or 'it ends early'})") from None
+        raise UsageError(f"{path}: not a readable .wav file ({str(error) or 'it ends early'})") from None
     if found != (1, 16, modality.rate_hz):
         raise UsageError(
             f"{path}: has {found[0]} channels, {found[1]} bits, {found[2]} Hz; modality {modality.name!r} takes "

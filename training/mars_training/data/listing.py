@@ -1,10 +1,12 @@
-"""What the lists of a data set name, before any file is opened: rows, their files, labels and groups."""
+"""What the lists of a data set name before any file is decoded: rows, their files, labels and groups."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mars_training.data.split import RawColumn
 
 Cell = Path | str | None
 """A file, a text, or nothing: the row lacks the modality."""
@@ -18,7 +20,7 @@ class Row:
         id: names the row in messages.
         label: its class; None where the label is a map.
         group: whose sample it is (a person, a speaker), for data whose splits should not share any; None if unknown.
-        files: by modality, in fusion order.
+        files: by modality, in fusion order; a modality of several files has an entry for each.
         label_map: segmentation only.
     """
 
@@ -27,3 +29,30 @@ class Row:
     group: str | None
     files: Mapping[str, Cell]
     label_map: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The rows of one split as its lists name them, and how to decode them.
+
+    Attributes:
+        rows: n sound ones, in the order of the lists; their files may be absent.
+        raw: by modality, n raw samples, decoded when asked for.
+        maps: segmentation only: n label maps, decoded when asked for.
+        problems: what is wrong with the rows that are left out, a line each.
+    """
+
+    rows: Sequence[Row]
+    raw: Mapping[str, RawColumn]
+    maps: RawColumn | None = None
+    problems: Sequence[str] = ()
+
+
+def absent_files(rows: Sequence[Row]) -> list[str]:
+    """A line for each file of the rows, label maps too, that is not there."""
+    return [
+        f"row {row.id!r}: {name}: no file {path}"
+        for row in rows
+        for name, path in (*row.files.items(), ("label", row.label_map))
+        if isinstance(path, Path) and not path.is_file()
+    ]

@@ -21,6 +21,7 @@ Axes: n rows, B batch, H height, W width.
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,9 +34,11 @@ from torch import Tensor
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality, SampleType
-from mars_training.data.cells import SUFFIXES, Field, decode_picture, read_cell
-from mars_training.data.columns import MOST_BYTES_IN_MEMORY, column
-from mars_training.data.listing import Cell, Row
+from mars_training.data.cells import SUFFIXES, Field, read_cell
+from mars_training.data.columns import columns, label_maps
+from mars_training.data.files import read_codes
+from mars_training.data.listing import Cell, Listing, Row, absent_files
+from mars_training.data.picks import balanced_head
 from mars_training.data.split import IGNORED, Column, Source, Split, Task
 from mars_training.recipe import DataRecipe, SplitName, read_toml, strict_dataclass
 
@@ -76,19 +79,17 @@ class Declaration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class Scan:
     """The rows of a table.
 
     Attributes:
         rows: by split; a row with a problem is not among them.
         problems: what is wrong with the others, a line each, in the order of the file.
-        grouped: whether the table has a group column.
     """
 
     declaration: Declaration
     rows: Mapping[SplitName, Sequence[Row]]
     problems: Sequence[str]
-    grouped: bool
 
 
 def describe(recipe: DataRecipe, folder: Path) -> Source:
@@ -109,21 +110,36 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         UsageError: anything wrong in either file of the table, a split without rows, or a file that is absent or
             contradicts its modality.
     """
-    listing = scan(folder)
-    if listing.problems:
-        raise UsageError(_first_of(listing.problems, folder))
-    rows = listing.rows[split]
+    found = scan(folder)
+    if found.problems:
+        raise UsageError(_first_of(found.problems, folder))
+    rows = _limited(found.rows[split], recipe.limit, found.declaration.source.labels)
     if not rows:
         raise UsageError(f"{folder / _CSV} has no {split} rows; {_HOW_TO_SPLIT[split]}")
     absent = absent_files(rows)
     if absent:
         raise UsageError(_first_of(absent, folder))
-    return _split(listing, rows)
+    return _split(found, rows)
 
 
-def rows(recipe: DataRecipe, split: SplitName, folder: Path) -> list[Row]:
-    """The sound rows of one split; opens no file of theirs."""
-    return list(scan(folder).rows[split])
+def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
+    """The sound rows of one split, and the problems of all rows that are not; decodes nothing.
+
+    Raises:
+        UsageError: the declaration or the header is wrong, so that no row can be read.
+    """
+    found = scan(folder)
+    declaration = found.declaration
+    rows = found.rows[split]
+    if declaration.source.positive_label is not None:
+        # There the group is an attack species, which splits may well share.
+        rows = [dataclasses.replace(row, group=None) for row in rows]
+    return Listing(
+        rows=rows,
+        raw={name: RawCells(field, rows) for name, field in declaration.fields.items()},
+        maps=None if declaration.map_size is None else RawLabelMaps(rows, None, len(declaration.source.labels)),
+        problems=found.problems,
+    )
 
 
 def _first_of(problems: Sequence[str], folder: Path) -> str:
@@ -184,12 +200,12 @@ def _field(name: str, given: Mapping[str, Any], path: Path) -> Field:
     channels_first = table.pop("channels_first", False)
     if not isinstance(channels_first, bool) or (channels_first and table.get("kind") != "image"):
         raise UsageError(f"{where}: channels_first is {channels_first!r}; allowed: true or false, for kind image")
+    if table.get("kind") == "audio" and "rate_hz" not in table:
+        raise UsageError(f"{where}: lacks rate_hz, the sampling rate of the .wav files, e.g. 16000")
     try:
         modality = Modality.from_dict({"name": name, **_sample_type(table)})
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    if modality.kind == "audio" and "rate_hz" not in table:
-        raise UsageError(f"{where}: lacks rate_hz, the sampling rate of the .wav files, e.g. 16000")
     return Field(modality=modality, channels_first=channels_first, clips="range" in table)
 
 
@@ -214,7 +230,7 @@ def _implied_type(limits: object) -> SampleType:
     return "uint8" if high <= 255 else "uint16"
 
 
-def scan(folder: Path) -> Listing:
+def scan(folder: Path) -> Scan:
     """Every row of FOLDER/samples.csv, sound or with its problem; opens no other file of the folder.
 
     Raises:
@@ -236,7 +252,7 @@ def scan(folder: Path) -> Listing:
             problems.append(f"{folder / _CSV} line {line}: {error}")
         else:
             found[split].append(row)
-    return Listing(declaration=declaration, rows=found, problems=problems, grouped="group" in header)
+    return Scan(declaration=declaration, rows=found, problems=problems)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -336,16 +352,6 @@ def _group(named: Mapping[str, str]) -> str | None:
     return named.get("group")
 
 
-def absent_files(rows: Sequence[Row]) -> list[str]:
-    """A line for each file of the rows, label maps too, that is not there."""
-    return [
-        f"row {row.id!r}: {name}: no file {path}"
-        for row in rows
-        for name, path in (*row.files.items(), ("label", row.label_map))
-        if isinstance(path, Path) and not path.is_file()
-    ]
-
-
 @dataclass(frozen=True)
 class RawCells:
     """The raw samples of one modality of a table."""
@@ -368,32 +374,29 @@ class RawCells:
 
 
 @dataclass(frozen=True)
-class LabelMaps:
-    """Label maps read on demand: uint8 (B, H, W), the nearest pixel where a file has another size."""
+class RawLabelMaps:
+    """The label maps of a table, of the files' own size or all (H, W): the nearest pixel where a file has another."""
 
     rows: Sequence[Row]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     classes: int
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, indices: Tensor, /) -> Tensor:
-        maps = [self._one(self.rows[at]) for at in indices.tolist()]
-        return torch.from_numpy(np.stack(maps)) if maps else torch.empty((0, *self.size), dtype=torch.uint8)
-
-    def _one(self, row: Row) -> NDArray[np.uint8]:
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]:
         import cv2
 
+        row = self.rows[index]
         assert row.label_map is not None
         try:
             found = read_label_map(row.label_map, self.classes)
         except UsageError as error:
             raise UsageError(f"row {row.id!r}: {error}") from None
-        if found.shape != self.size:
-            height, width = self.size
-            found = cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
-        return found
+        if self.size is None or found.shape == self.size:
+            return found
+        height, width = self.size
+        return cv2.resize(found, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8)
 
 
 def read_label_map(path: Path, classes: int) -> NDArray[np.uint8]:
@@ -402,53 +405,50 @@ def read_label_map(path: Path, classes: int) -> NDArray[np.uint8]:
     Raises:
         UsageError: not a grey 8-bit picture, or a number of no class.
     """
-    found = decode_picture(path)
-    if found.ndim != 2 or found.dtype != np.uint8:
-        raise UsageError(
-            f"{path}: is {found.shape} {found.dtype}; a label map is one grey 8-bit channel of class numbers"
-        )
+    found = read_codes(path)
     wrong = found[(found >= classes) & (found != IGNORED)]
     if wrong.size:
         raise UsageError(f"{path}: has the label {wrong[0]}; allowed: 0 to {classes - 1}, and {IGNORED} for no class")
     return found
 
 
-def _split(listing: Listing, rows: Sequence[Row]) -> Split:
-    fields = listing.declaration.fields
+def _split(found: Scan, rows: Sequence[Row]) -> Split:
+    fields = found.declaration.fields
     present = torch.tensor([[row.files[name] is not None for name in fields] for row in rows])
+    missing = None if bool(present.all()) else present
     raw = {name: RawCells(field, rows) for name, field in fields.items()}
-    groups, names = _groups(listing, rows)
+    groups, names = _groups(found, rows)
     return Split(
-        inputs={
-            name: column(field.modality, raw[name], present[:, at]) for at, (name, field) in enumerate(fields.items())
-        },
-        labels=_labels(listing.declaration, rows),
+        inputs=columns(found.declaration.source.modalities, raw, missing),
+        labels=_labels(found.declaration, rows),
         groups=groups,
         group_names=names,
-        present=None if bool(present.all()) else present,
+        present=missing,
         raw=raw,
     )
+
+
+def _limited(rows: Sequence[Row], limit: int, labels: Sequence[str]) -> list[Row]:
+    """The rows themselves, or `limit` of them, as evenly over the classes as they allow; maps count as one class."""
+    classes = np.array([0 if row.label is None else labels.index(row.label) for row in rows], dtype=np.int64)
+    return [rows[at] for at in balanced_head(classes, limit)]
 
 
 def _labels(declaration: Declaration, rows: Sequence[Row]) -> Tensor | Column:
     labels = declaration.source.labels
     if declaration.map_size is None:
         return torch.tensor([labels.index(str(row.label)) for row in rows], dtype=torch.int64)
-    maps = LabelMaps(rows, declaration.map_size, len(labels))
-    height, width = declaration.map_size
-    return maps if len(rows) * height * width > MOST_BYTES_IN_MEMORY else maps[torch.arange(len(rows))]
+    return label_maps(RawLabelMaps(rows, declaration.map_size, len(labels)), declaration.map_size)
 
 
-def _groups(listing: Listing, rows: Sequence[Row]) -> tuple[Tensor, tuple[str, ...]]:
-    """The group of every row, and all groups' names; without the column the label is the species, else all are one."""
-    every = [row for split in listing.rows.values() for row in split]
-    own = {row.id: _group_of(row, listing) for row in every}
-    names = sorted(set(own.values()))
+def _groups(found: Scan, rows: Sequence[Row]) -> tuple[Tensor, tuple[str, ...]]:
+    """The group of every row as an index into the names of the whole table's groups."""
+    live = found.declaration.source.positive_label is not None
+    names = sorted({_group_name(row, live) for split in found.rows.values() for row in split})
     index = {name: at for at, name in enumerate(names)}
-    return torch.tensor([index[own[row.id]] for row in rows], dtype=torch.int64), tuple(names)
+    return torch.tensor([index[_group_name(row, live)] for row in rows], dtype=torch.int64), tuple(names)
 
 
-def _group_of(row: Row, listing: Listing) -> str:
-    if listing.declaration.source.positive_label is not None:
-        return row.group or str(row.label)
-    return row.group or "all"
+def _group_name(row: Row, live: bool) -> str:
+    """The row's group; without a group column the label is the attack species, and other data is one group."""
+    return row.group or (str(row.label) if live else "all")
