@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.augment import augment, move
-from mars_training.data import digits, rig
+from mars_training.data import digits, files, rig
 from mars_training.data.load import load_split
 from mars_training.data.split import Batch, Split, preprocess_all
 from mars_training.recipe import AugmentRecipe, DataRecipe, Recipe
@@ -80,13 +80,13 @@ def test_a_broken_row_is_named(tmp_path: Path) -> None:
 def test_a_wav_at_another_rate_is_refused(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", np.zeros(10, dtype=np.int16), rate_hz=16000)
     with pytest.raises(UsageError) as error:
-        digits.read_wav(tmp_path / "a.wav", rate_hz=8000)
+        files.read_wav(tmp_path / "a.wav", rate_hz=8000)
     assert str(error.value) == f"{tmp_path / 'a.wav'} has 1 channels, 16 bits, 16000 Hz; expected 1, 16 and 8000"
 
 
 def test_wav_samples_are_scaled_to_minus_one_to_one(tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", np.array([-32768, 0, 16384], dtype=np.int16))
-    assert digits.read_wav(tmp_path / "a.wav", rate_hz=8000).tolist() == [-1.0, 0.0, 0.5]
+    assert files.read_wav(tmp_path / "a.wav", rate_hz=8000).tolist() == [-1.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("fold", [0, 1, 2])

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.columns import RawFiles, columns
-from mars_training.data.digits import read_wav
-from mars_training.data.files import in_number_order, need_files, read_colour, read_csv, read_middle_frame
+from mars_training.data.files import in_number_order, need_files, read_colour, read_csv, read_middle_frame, read_wav
 from mars_training.data.picks import balanced_head, held_out
 from mars_training.data.split import Source, Split
 from mars_training.recipe import DataRecipe, SplitName

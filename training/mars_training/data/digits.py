@@ -7,7 +7,6 @@ mono; UCI Optical Recognition of Handwritten Digits, rows of 64 pixels in 0..16 
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training.data.files import read_wav
 from mars_training.data.split import Source, Split, preprocess_all
 from mars_training.recipe import DataRecipe, SplitName
 
@@ -126,25 +126,6 @@ def _recording(path: Path) -> Recording:
     if len(parts) != 3 or not parts[0].isdigit() or parts[1] not in _SPEAKERS:
         raise UsageError(f"{path.name}: expected a name like 7_theo_12.wav with a speaker of {', '.join(_SPEAKERS)}")
     return Recording(digit=int(parts[0]), speaker=parts[1], path=path)
-
-
-def read_wav(path: Path, *, rate_hz: int) -> NDArray[np.float32]:
-    """Mono 16-bit samples as float32 in -1..1.
-
-    Raises:
-        UsageError: not a wav file, or of another rate, width or channel count.
-    """
-    try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise UsageError(f"{path} is not a wav file: {error}") from None
-    if found != (1, 2, rate_hz):
-        raise UsageError(
-            f"{path} has {found[0]} channels, {8 * found[1]} bits, {found[2]} Hz; expected 1, 16 and {rate_hz}"
-        )
-    return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768.0)
 
 
 def read_optdigits(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

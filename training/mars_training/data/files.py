@@ -1,4 +1,4 @@
-"""Lists, tables, images, maps and videos as data sets ship them; whatever is wrong with a file names the file.
+"""Lists, tables, images, maps, sounds and videos as data sets ship them; whatever is wrong with a file names the file.
 
 Axes: H height, W width.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import wave
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,26 @@ def read_map(path: Path) -> NDArray[np.float32]:
     if values.ndim != 2 or values.dtype != np.float32:
         raise UsageError(f"{path} has shape {values.shape} and type {values.dtype}; expected (H, W) and float32")
     return values
+
+
+def read_wav(path: Path, *, rate_hz: int) -> NDArray[np.float32]:
+    """Mono 16-bit samples as float32 in -1..1.
+
+    Raises:
+        UsageError: no such file, not a wav file, or of another rate, width or channel count.
+    """
+    need_file(path)
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            data = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise UsageError(f"{path} is not a wav file: {error}") from None
+    if found != (1, 2, rate_hz):
+        raise UsageError(
+            f"{path} has {found[0]} channels, {8 * found[1]} bits, {found[2]} Hz; expected 1, 16 and {rate_hz}"
+        )
+    return np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768.0)
 
 
 def read_middle_frame(path: Path) -> NDArray[np.uint8]:
