@@ -167,6 +167,8 @@ def prepare(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]) -> No
         raise UsageError(f"piece has dropout {dropouts[0]!r}: quantization-aware training cannot switch it off")
     # Two samples: torch.export takes a dimension of size 1 for a constant.
     examples = example_inputs(deployed, shapes, batch=2)
+    # An expert that no row is dispatched to would observe no range.
+    deployed.always_dense = True
     for method, module in pieces(deployed).items():
         replace_piece(deployed, method, Piece(_prepare_piece(module, examples[method])))
 

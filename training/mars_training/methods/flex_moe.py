@@ -20,7 +20,7 @@ from mars_training.losses import balance_loss, task_loss
 from mars_training.methods.peer import Peer, channels_of, require_classification, stacked
 from mars_training.methods.step import Step, Terms, own_partial, two_pass_terms, weighted
 from mars_training.model.build import build_encoders, build_full_expert, build_fusion, build_head, channels_last
-from mars_training.model.mixture import mixture
+from mars_training.model.mixture import mixture, runs_sparse
 from mars_training.model.routers import FeatureRouter, clean_routing, top_k_gates
 from mars_training.recipe import LossRecipe, ModelRecipe
 
@@ -78,8 +78,8 @@ class FlexMixture(nn.Module):
     def decide(self, z: Tensor, router_logits: Tensor) -> Tensor:
         """Class logits, float32."""
         gates = top_k_gates(router_logits, self.active_experts)
-        combined = mixture(self.experts, z, gates, self.active_experts, self.dispatch, training=self.training)
-        logits: Tensor = self.head(combined)
+        sparse = runs_sparse(self.dispatch, self.active_experts, len(self.experts), training=self.training)
+        logits: Tensor = self.head(mixture(self.experts, z, gates, sparse=sparse))
         return logits.float()
 
     def forward(self, features: Sequence[Tensor], present: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class ModalityGates(nn.Module):
     def forward(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
         pooled = torch.cat([f.mean((2, 3)) for f in keep(features, present)], dim=1)
         logits = self.out(self.hidden(pooled).relu()).float()
-        return logits.masked_fill(~present, -torch.inf).softmax(dim=1)
+        weights: Tensor = logits.masked_fill(~present, -torch.inf).softmax(dim=1)
+        return weights
 
 
 class ModalityMixture(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mars_training.model.fusion import Fusion
-from mars_training.model.mixture import mixture
+from mars_training.model.mixture import mixture, runs_sparse
 from mars_training.model.routers import NoisyRouting, ResidualRouter, clean_routing, top_k_gates
 
 
@@ -64,6 +64,13 @@ class DeployedMars(nn.Module):
         self.expert_shared = expert_shared
         self.active_experts = active_experts
         self.dispatch = dispatch
+        self.always_dense = False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether an expert runs on its own rows alone; never while `always_dense`, when every piece must see data."""
+        active, experts = self.active_experts, len(self.experts)
+        return not self.always_dense and runs_sparse(self.dispatch, active, experts, training=self.training)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -94,7 +101,7 @@ class DeployedMars(nn.Module):
 
         A gate of zero takes an expert out: of the sum only, or where rows are dispatched sparsely, of the work too.
         """
-        combined = mixture(self.experts, z, gates, self.active_experts, self.dispatch, training=self.training)
+        combined = mixture(self.experts, z, gates, sparse=self.sparse)
         if self.expert_shared is not None:
             combined = combined + self.expert_shared(z)
         logits: Tensor = self.head(combined)
@@ -123,7 +130,7 @@ class Passes:
     full: Tensor
     """Class logits (B, classes), all modalities present, routed by the feature router."""
     partial: Tensor
-    """Class logits (B, classes), incomplete, routed by the residual router; in a plain mixture, by the feature router."""
+    """Class logits (B, classes), incomplete, routed by the residual router, or by the feature router in a mixture."""
     residual: NoisyRouting
     """The residual router on z_full - z_partial; in a plain mixture, the feature router on z_partial."""
     student: Tensor
@@ -199,6 +206,12 @@ class TrainingMars(nn.Module):
             return clean_routing(student, self.deployed.active_experts)
         routing: NoisyRouting = self.residual_router(self._residual(z, partial))
         return routing
+
+    def residual_gates(self, z_full: Tensor, z_partial: Tensor, partial: Tensor) -> Tensor:
+        """The residual router's gates (B, N) for rows of which both representations are known; needs that router."""
+        assert self.residual_router is not None
+        routing: NoisyRouting = self.residual_router(self._residual(torch.cat([z_full, z_partial]), partial))
+        return routing.gates
 
     def _residual(self, z: Tensor, partial: Tensor) -> Tensor:
         pooled = z.float().mean((2, 3))

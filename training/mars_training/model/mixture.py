@@ -12,36 +12,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+Experts = Sequence[nn.Module] | nn.ModuleList
 
-def mixture(
-    experts: Sequence[nn.Module] | nn.ModuleList,
-    z: Tensor,
-    gates: Tensor,
-    active: int,
-    dispatch: str,
-    *,
-    training: bool,
-) -> Tensor:
-    """sum_j gates_j E_j(z) in the form that fits: in training as `dispatch` says, dense or sparse.
 
-    In evaluation sparse, unless more than half of the experts are active.
-    """
-    sparse = dispatch == "sparse" if training else 2 * active <= len(experts)
+def runs_sparse(dispatch: str, active: int, experts: int, *, training: bool) -> bool:
+    """Whether rows are dispatched: in training if a recipe's `dispatch` says so, else where it saves half the work."""
+    return dispatch == "sparse" if training else 2 * active <= experts
+
+
+def mixture(experts: Experts, z: Tensor, gates: Tensor, *, sparse: bool) -> Tensor:
+    """sum_j gates_j E_j(z)."""
     return sparse_mixture(experts, z, gates) if sparse else dense_mixture(experts, z, gates)
 
 
-def dense_mixture(experts: Sequence[nn.Module] | nn.ModuleList, z: Tensor, gates: Tensor) -> Tensor:
+def dense_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
     """sum_j gates_j E_j(z): every expert sees every row, so no shape depends on data."""
     weights = gates.to(z.dtype).view(*gates.shape, *[1] * (z.dim() - 1)).unbind(dim=1)
-    total: Tensor = sum(w * expert(z) for w, expert in zip(weights, experts, strict=True))  # type: ignore[assignment]
+    total: Tensor = sum(w * expert(z) for w, expert in zip(weights, experts, strict=True))
     return total
 
 
-def sparse_mixture(experts: Sequence[nn.Module] | nn.ModuleList, z: Tensor, gates: Tensor) -> Tensor:
+def sparse_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
     """sum_j gates_j E_j(z): each expert sees the rows whose gate is not zero; one without rows does not run."""
     expert_of, row_of = (gates != 0).t().nonzero(as_tuple=True)
     counts = torch.bincount(expert_of, minlength=len(experts)).tolist()
-    parts = row_of.split(counts)
+    parts = torch.split(row_of, counts)
     outputs = [_run(expert, z[rows]) for expert, rows in zip(experts, parts, strict=True) if len(rows)]
     stacked = torch.cat(outputs)
     weights = gates[row_of, expert_of].to(stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
