@@ -19,14 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from mars_edge.errors import UsageError
 from mars_training.checkpoint import Which, is_finished, load_info, load_metrics, load_model, write_json
-from mars_training.commands.evaluate import results_as_dict
+from mars_training.commands.evaluate import Result, results_as_dict
 from mars_training.data.load import load_data, load_split
 from mars_training.data.split import Data, Split
-from mars_training.evaluate import SubsetScore, score_subsets
+from mars_training.evaluate import evaluate
 from mars_training.grid import Cell
 from mars_training.methods import deployed_of
+from mars_training.methods.oracle import oracle_of
 from mars_training.model.build import parameter_count
 from mars_training.model.deployable import Deployable
 from mars_training.recipe import Recipe, SplitName
@@ -207,30 +210,30 @@ def _evaluate(cell: Cell, place: Place) -> dict[str, Any]:
     if not is_finished(run):
         raise UsageError(f"{run} has no finished run to evaluate with its residual router")
     split = _LOADED.split(cell.recipe, place, place.split)
-    models = {which: _model(cell, run, which) for which in _CHECKPOINTS}
-    source = load_info(run).source
-    results: dict[str, list[SubsetScore]] = {
-        which: score_subsets(model, split, source) for which, model in models.items()
-    }
+    loaded = {which: load_model(run, which) for which in _CHECKPOINTS}
     epochs = load_metrics(run)
+    results: dict[str, Result] = {
+        which: Result(
+            evaluation=evaluate(
+                _measured(cell, model), split, info.source, always_present=cell.recipe.data.always_present
+            )
+        )
+        for which, (model, info) in loaded.items()
+    }
+    model, info = loaded["selected"]
     return {
         "split": place.split,
-        "note": source.note,
-        "parameters": parameter_count(deployed_of(load_model(run, "selected")[0])),
+        "note": info.source.note,
+        "parameters": parameter_count(deployed_of(model)),
         "weights": _digests(run),
         "epochs": {which: epochs[which]["epoch"] + 1 for which in _CHECKPOINTS},
         **results_as_dict(results),
     }
 
 
-def _model(cell: Cell, run: Path, which: Which) -> Deployable:
-    model, _ = load_model(run, which)
-    if not cell.row.oracle_of:
-        return deployed_of(model)
+def _measured(cell: Cell, model: nn.Module) -> Deployable:
     # The only way to the privileged router, and only a row that says so takes it.
-    from mars_training.methods.oracle import oracle_of
-
-    return oracle_of(model)
+    return oracle_of(model) if cell.row.oracle_of else deployed_of(model)
 
 
 @dataclass(kw_only=True)

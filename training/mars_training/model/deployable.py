@@ -11,7 +11,9 @@ from torch import Tensor, nn
 class Deployable(Protocol):
     """A model as a device runs it: encode what is there, then classify under a mask."""
 
-    encoders: nn.ModuleDict
+    @property
+    def encoders(self) -> nn.ModuleDict:
+        """By modality name."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
