@@ -21,11 +21,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("mars_training.commands.train:main", "train a recipe", "train"),
     "compare": ("mars_training.commands.compare:main", "train a grid of methods and seeds into one table", "train"),
     "evaluate": ("mars_training.commands.evaluate:main", "measure a run or an artifact on every subset", "train"),
+    "report": ("mars_training.commands.report:main", "what a run learned and how: a page, a picture, numbers", "train"),
     "export": ("mars_export.commands.export:main", "turn a run into .pte or .onnx", "export"),
 }
 _DEVELOPMENT_PACKAGES = {
     "torch", "safetensors", "scipy", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "tensorboard",
-    "rich",
+    "rich", "matplotlib",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mars_training.diagnostics import NO_ORDER, Diagnostics
 
@@ -50,10 +51,11 @@ def draw_scores(axes: Axes, found: Diagnostics) -> None:
     values = np.array([100 * s["value"] for s in scores])
     spread = [np.clip(values - [100 * s["low"] for s in scores], 0, None)]
     spread.append(np.clip([100 * s["high"] for s in scores] - values, 0, None))
-    colours = [_colour(i, len(scores)) for i in range(len(scores))]
+    colours = [_subset_colour(s["subset"], found) for s in scores]
     axes.barh(at, values, color=colours, alpha=0.75, xerr=spread, error_kw={"ecolor": _INK, "capsize": 3})
     dots = [100 * last[s["subset"]]["value"] if s["subset"] in last else np.nan for s in scores]
-    axes.plot(dots, at, "o", color=_INK, markersize=4, label="last epoch")
+    axes.plot(dots, at + 0.25, "d", color=_INK, fillstyle="none", markersize=6, label="last epoch")
+    axes.grid(visible=False, axis="y")
     axes.set_yticks(at, [s["subset"] for s in scores])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -61,15 +63,15 @@ def draw_scores(axes: Axes, found: Diagnostics) -> None:
     better = "lower" if metric == "acer" else "higher"
     axes.set_xlabel(f"{_METRIC_NAMES.get(metric, metric)} in %, {better} is better")
     axes.set_title("Validation, selected epoch, 95 % intervals")
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def draw_curves(axes: Axes, found: Diagnostics) -> None:
     """Lines: validation error per subset over epochs, their mean in bold; a mark at the selected epoch."""
     curves = found.curves
-    for i, (subset, errors) in enumerate(curves.subsets.items()):
+    for subset, errors in curves.subsets.items():
         values = [np.nan if e is None else 100 * e for e in errors]
-        axes.plot(curves.epochs, values, color=_colour(i, len(curves.subsets)), linewidth=1, label=subset)
+        axes.plot(curves.epochs, values, color=_subset_colour(subset, found), linewidth=1, label=subset)
     axes.plot(curves.epochs, [100 * e for e in curves.mean], color=_INK, linewidth=2.2, label="mean")
     chosen = found.selected["epoch"] + 1
     axes.axvline(chosen, color=_INK, linestyle=":", linewidth=1)
@@ -78,7 +80,7 @@ def draw_curves(axes: Axes, found: Diagnostics) -> None:
         textcoords="offset points", ha="right", va="top", fontsize=8,
     )  # fmt: skip
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("epoch")
+    _number_epochs(axes)
     axes.set_ylabel("error in %")
     axes.set_title("Validation error")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -88,12 +90,14 @@ def draw_losses(axes: Axes, found: Diagnostics) -> None:
     """Lines: every loss term over epochs, logarithmic where all are positive; dotted where noise has no order."""
     terms = {name: values for name, values in found.terms.items() if any(values)}
     for i, (name, values) in enumerate(terms.items()):
-        axes.plot(range(1, len(values) + 1), values, color=_colour(i, len(terms)), label=name)
+        # The sum often lies on its largest term: dashed, both are seen.
+        style = "--" if name == "loss" else "-"
+        axes.plot(range(1, len(values) + 1), values, style, color=_colour(i, len(terms)), label=name)
     if "noise" in found.plateaus:
         axes.axhline(NO_ORDER, color=_INK, linestyle=":", linewidth=1, label="noise without\norder: ln 2")
     if terms and min(min(values) for values in terms.values()) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("epoch")
+    _number_epochs(axes)
     axes.set_title("Losses, mean over an epoch")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
@@ -103,9 +107,9 @@ def draw_sampling(axes: Axes, found: Diagnostics) -> None:
     assert found.sampling is not None
     table = 100 * np.array(found.sampling.probability)
     for i, name in enumerate(found.sampling.combinations):
-        axes.plot(range(1, len(table) + 1), table[:, i], color=_colour(i, len(found.curves.subsets)), label=name)
+        axes.plot(range(1, len(table) + 1), table[:, i], color=_subset_colour(name, found), label=name)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("epoch")
+    _number_epochs(axes)
     axes.set_ylabel("probability in %")
     axes.set_title("Sampling of incomplete combinations")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -115,7 +119,7 @@ def draw_routing(axes: Axes, found: Diagnostics) -> None:
     """A heat map, subsets by experts: the mean gate in percent."""
     assert found.routing is not None
     table = 100 * np.array(found.routing.mean_gate)
-    mesh = axes.pcolormesh(table, cmap="viridis", vmin=0, edgecolors="none")
+    axes.pcolormesh(table, cmap="viridis", vmin=0, edgecolors="none")
     for (row, column), value in np.ndenumerate(table):
         # Light text on the dark half of the colour map.
         colour = "white" if value < 0.6 * table.max() else "black"
@@ -127,7 +131,6 @@ def draw_routing(axes: Axes, found: Diagnostics) -> None:
     axes.tick_params(length=0)
     axes.set_xlabel("expert")
     axes.set_title("Routing on validation: mean gate in %")
-    axes.figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)  # type: ignore[operator]
 
 
 def panels(found: Diagnostics) -> dict[str, Panel]:
@@ -178,6 +181,16 @@ def one_page(found: Diagnostics, title: str) -> Figure:
 
 def _style(more: dict[str, Any]) -> dict[str, Any]:
     return {**_INK_STYLE, **more}
+
+
+def _number_epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _subset_colour(subset: str, found: Diagnostics) -> tuple[float, ...]:
+    known = list(found.curves.subsets)
+    return _colour(known.index(subset) if subset in known else len(known), len(known))
 
 
 def _colour(index: int, count: int) -> tuple[float, ...]:
