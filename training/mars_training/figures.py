@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
@@ -145,7 +146,7 @@ def panels(found: Diagnostics) -> dict[str, Panel]:
 
 def inline_svg(name: str, panel: Panel, found: Diagnostics, *, size: tuple[float, float]) -> str:
     """One panel as an `<svg>` element for an HTML page: transparent, in the page's text colour, its ids its own."""
-    with matplotlib.rc_context(_style({"svg.hashsalt": name})):
+    with _style(svg_hashsalt=name):
         figure = Figure(figsize=size, layout="constrained")
         panel(figure.subplots(), found)
         text = io.StringIO()
@@ -169,9 +170,9 @@ def one_page(found: Diagnostics, title: str) -> Figure:
     chosen = panels(found)
     wide = [name for name in chosen if name == "routing"]
     narrow = [name for name in chosen if name not in wide]
-    layout = [narrow[i : i + 2] for i in range(0, len(narrow), 2)]
-    layout = [row if len(row) == 2 else row * 2 for row in layout] + [[name, name] for name in wide]
-    with matplotlib.rc_context(_style({})):
+    pairs = [narrow[i : i + 2] for i in range(0, len(narrow), 2)]
+    layout: list[Any] = [pair if len(pair) == 2 else pair * 2 for pair in pairs] + [[name, name] for name in wide]
+    with _style():
         figure = Figure(figsize=(13, 3.6 * len(layout)), layout="constrained")
         for name, axes in figure.subplot_mosaic(layout).items():
             chosen[name](axes, found)
@@ -179,8 +180,10 @@ def one_page(found: Diagnostics, title: str) -> Figure:
     return figure
 
 
-def _style(more: dict[str, Any]) -> dict[str, Any]:
-    return {**_INK_STYLE, **more}
+def _style(**more: Any) -> AbstractContextManager[None]:
+    # The type of rc_context's argument names every key of one release; keys here are in all that we allow.
+    settings: Any = {**_INK_STYLE, **{name.replace("_", "."): value for name, value in more.items()}}
+    return matplotlib.rc_context(settings)
 
 
 def _number_epochs(axes: Axes) -> None:
@@ -194,8 +197,8 @@ def _subset_colour(subset: str, found: Diagnostics) -> tuple[float, ...]:
 
 
 def _colour(index: int, count: int) -> tuple[float, ...]:
-    colours: Sequence[tuple[float, ...]] = matplotlib.colormaps["tab10" if count <= 10 else "tab20"].colors
-    return colours[index % len(colours)]
+    colours = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    return colours(index % colours.N)
 
 
 def _plain(text: str) -> str:
