@@ -16,11 +16,14 @@ IMAGE: dict[str, Any] = {"name": "depth", "kind": "image", "size": [112, 96]}
 AUDIO: dict[str, Any] = {"name": "voice", "kind": "audio", "rate_hz": 16000, "window_s": 1.0}
 SEQUENCE: dict[str, Any] = {"name": "inertial", "kind": "sequence", "channels": 6, "length": 180}
 VECTOR: dict[str, Any] = {"name": "climate", "kind": "vector", "length": 5}
-TABLES = [IMAGE, AUDIO, SEQUENCE, VECTOR]
+TEXT: dict[str, Any] = {"name": "title", "kind": "text", "length": 12, "vocabulary": 500}
+TABLES = [IMAGE, AUDIO, SEQUENCE, VECTOR, TEXT]
 
 
-def sample_of(modality: Modality) -> np.ndarray[Any, Any]:
+def sample_of(modality: Modality) -> np.ndarray[Any, Any] | str:
     """Some raw sample this modality accepts, not of the size the network wants."""
+    if modality.kind == "text":
+        return "Three words only"
     rng = np.random.default_rng(0)
     if modality.kind == "image":
         return rng.random((50, 70, modality.channels)).astype(modality.dtype)
@@ -40,6 +43,7 @@ def test_shapes_are_channels_first_without_a_batch_axis() -> None:
     assert Modality.from_dict({**IMAGE, "channels": 3}).shape == (3, 112, 96)
     assert Modality.from_dict(SEQUENCE).shape == (6, 180)
     assert Modality.from_dict(VECTOR).shape == (5,)
+    assert Modality.from_dict(TEXT).shape == (2, 12)
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
@@ -91,11 +95,11 @@ def test_the_toml_tables_of_the_documentation_are_accepted() -> None:
 
 
 NAME = "modality name {!r} is not a lower-case identifier, e.g. depth"
-KNOWN = "name, kind, channels, size, dtype, range, rate_hz, window_s, mel_bands, frame_s, length"
+KNOWN = "name, kind, channels, size, dtype, range, rate_hz, window_s, mel_bands, frame_s, length, vocabulary"
 WRONG: list[tuple[dict[str, Any], str]] = [
     *(({**IMAGE, "name": n}, NAME.format(n)) for n in ("Depth", "", "a-b", "a+b", "1st", "é", "none", "_x", 5, None)),
-    ({**IMAGE, "kind": "picture"}, "unknown kind 'picture'; allowed: image, audio, sequence, vector"),
-    ({**IMAGE, "kind": ["image"]}, "unknown kind ('image',); allowed: image, audio, sequence, vector"),
+    ({**IMAGE, "kind": "picture"}, "unknown kind 'picture'; allowed: image, audio, sequence, vector, text"),
+    ({**IMAGE, "kind": ["image"]}, "unknown kind ('image',); allowed: image, audio, sequence, vector, text"),
     ({**IMAGE, "dtype": "float64"}, "unknown dtype 'float64'; allowed: uint8, uint16, float32"),
     ({**IMAGE, "dtype": {}}, "unknown dtype {}; allowed: uint8, uint16, float32"),
     *(
@@ -152,6 +156,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(({**SEQUENCE, "length": v}, f"length {v!r} must be a whole number from 1") for v in (None, 0, 1.5)),
     *(({**SEQUENCE, "channels": v}, f"channels {v!r} must be a whole number from 1") for v in (None, 0, 1.5)),
     *(({**VECTOR, "length": v}, f"length {v!r} must be a whole number from 1") for v in (None, 0, "5", [5])),
+    *(({**TEXT, "length": v}, f"length {v!r} must be a whole number from 1") for v in (None, 0, 1.5)),
+    *(
+        ({**TEXT, "vocabulary": v}, f"vocabulary {v!r} must be a whole number from 2 to 16777216")
+        for v in (None, 1, 2**24 + 1, 10.0, True, "9")
+    ),
+    (
+        {**TEXT, "range": [0, 2]},
+        "range has no meaning for kind text; its keys: name, kind, rate_hz, length, vocabulary",
+    ),
+    (
+        {**VECTOR, "vocabulary": 5},
+        "vocabulary has no meaning for kind vector; its keys: name, kind, rate_hz, length, dtype, range",
+    ),
     (
         {**IMAGE, "length": 5},
         "length has no meaning for kind image; its keys: name, kind, rate_hz, channels, size, dtype, range",

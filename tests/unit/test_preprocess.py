@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import unicodedata
+import zlib
 from typing import Any
 
 import cv2
@@ -23,6 +28,7 @@ DEPTH = image(1, (12, 16), "uint16", 4500)
 VOICE = Modality(name="voice", kind="audio", rate_hz=8000, window_s=0.5, mel_bands=20)
 MOTION = Modality(name="motion", kind="sequence", channels=3, length=50, range=(-2, 2))
 CLIMATE = Modality(name="climate", kind="vector", length=4, range=(-10, 30))
+TITLE = Modality(name="title", kind="text", length=6, vocabulary=1000)
 
 
 def random_image(modality: Modality, height: int, width: int, seed: int = 0) -> NDArray[Any]:
@@ -128,6 +134,14 @@ def test_a_sample_of_another_form_is_refused_with_both_forms(
     with pytest.raises(UsageError) as caught:
         modality.preprocess(raw)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("modality", [image(), DEPTH, VOICE, MOTION, CLIMATE])
+@pytest.mark.parametrize(("raw", "kind"), [("a title", "str"), ([1.0, 2.0], "list"), (None, "NoneType"), (3, "int")])
+def test_only_text_is_given_as_something_else_than_an_array(modality: Modality, raw: Any, kind: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        modality.preprocess(raw)
+    assert str(caught.value) == f"{modality.name}: sample is of type {kind}, expected an array"
 
 
 # --- image
@@ -364,3 +378,99 @@ def test_integers_are_scaled_as_floats() -> None:
 def test_a_vector_is_scaled_by_its_range_and_clipped() -> None:
     raw = np.array([-20, -10, 10, 99], dtype=np.float32)
     assert CLIMATE.preprocess(raw).tolist() == [0.0, 0.0, 0.5, 1.0]
+
+
+# --- text
+
+
+def reference_words(text: str) -> list[str]:
+    words = [""]
+    for character in unicodedata.normalize("NFKC", text).lower():
+        if character.isalnum():
+            words[-1] += character
+        elif words[-1]:
+            words.append("")
+    return [word for word in words if word]
+
+
+TEXTS = [
+    "Pasta alla Norma, the easy way",
+    "one",
+    "snake_case and-dash/slash\ttab\nline",
+    "CR\u00c8ME br\u00fbl\u00e9e \u2013 \u0440\u0435\u0446\u0435\u043f\u0442 42 \u6599\u7406",
+    "ﬁne ½ cup ＦＵＬＬ width",
+    "a a a a a a a a a",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_and_word_pairs_are_numbered_as_in_a_plain_loop(text: str) -> None:
+    words = reference_words(text)[:6]
+    expected = np.zeros((2, 6))
+    for at, word in enumerate(words):
+        before = words[at - 1] if at else ""
+        expected[0, at] = 1 + zlib.crc32(f"1 {word}".encode()) % 999
+        expected[1, at] = 1 + zlib.crc32(f"2 {before} {word}".encode()) % 999
+    tensor = TITLE.preprocess(text)
+    assert np.array_equal(tensor, expected)
+    assert tensor.dtype == np.float32 and tensor.flags.c_contiguous and tensor.flags.writeable
+    assert (tensor[:, : len(words)] >= 1).all() and not tensor[:, len(words) :].any()
+
+
+def test_case_punctuation_and_compatible_characters_do_not_change_a_text() -> None:
+    plain = TITLE.preprocess("fine pasta 1 2 cup")
+    for text in ("FINE, Pasta: (1/2) cup!", "  ﬁne_pasta ½ cup", np.str_("fine pasta 1 2 cup")):
+        assert np.array_equal(TITLE.preprocess(text), plain)
+
+
+def test_order_shows_in_the_pairs_and_only_there() -> None:
+    one, other = TITLE.preprocess("dog bites man"), TITLE.preprocess("man bites dog")
+    assert set(one[0]) == set(other[0]) and set(one[1]) != set(other[1])
+
+
+def test_a_word_and_a_pair_of_one_word_have_different_numbers() -> None:
+    wide = Modality(name="title", kind="text", length=1, vocabulary=2**24)
+    tensor = wide.preprocess("pasta")
+    assert tensor[0, 0] != tensor[1, 0]
+
+
+def test_numbers_are_spread_over_the_whole_vocabulary_and_0_is_no_word() -> None:
+    modality = Modality(name="title", kind="text", length=5000, vocabulary=11)
+    tensor = modality.preprocess(" ".join(f"word{i}" for i in range(5000)))
+    for row in tensor:
+        counts = np.bincount(row.astype(int), minlength=11)
+        assert counts[0] == 0 and len(counts) == 11
+        assert counts[1:].min() > 400 and counts[1:].max() < 600
+
+
+def test_the_largest_vocabulary_is_exact_in_float32() -> None:
+    modality = Modality(name="title", kind="text", length=3000, vocabulary=2**24)
+    tensor = modality.preprocess(" ".join(f"w{i}" for i in range(3000)))
+    expected = [1 + zlib.crc32(f"1 w{i}".encode()) % (2**24 - 1) for i in range(3000)]
+    assert tensor[0].astype(np.int64).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["", "   ", "?!... \u2013 _", "\ud800"])
+def test_a_text_without_a_word_is_all_zeros(text: str) -> None:
+    assert not TITLE.preprocess(text).any()
+
+
+def test_another_process_gives_the_same_numbers() -> None:
+    code = (
+        "from mars_edge.modality import Modality;"
+        "m = Modality(name='title', kind='text', length=6, vocabulary=1000);"
+        "print(m.preprocess('Pasta alla Norma').tolist())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(TITLE.preprocess("Pasta alla Norma").tolist())
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [(np.zeros(3), "ndarray"), (np.array("a title"), "ndarray"), (b"a title", "bytes"), (None, "NoneType")],
+)
+def test_anything_but_a_str_is_no_text(raw: Any, kind: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        TITLE.preprocess(raw)
+    assert str(caught.value) == f"title: sample is of type {kind}, expected a str"
