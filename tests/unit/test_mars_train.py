@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
-from mars_training.checkpoint import load_deployed, load_info, load_metrics, load_model
+from mars_training import draws
+from mars_training.checkpoint import is_finished, load_deployed, load_info, load_metrics, load_model, load_resume
 from mars_training.commands import evaluate as evaluate_command
 from mars_training.commands import train as train_command
-from mars_training.data.split import Data, Source, Split
+from mars_training.data.batches import balanced_order, batches, read_ahead
+from mars_training.data.split import Batch, Data, Source, Split
+from mars_training.epoch import StepReport
 from mars_training.evaluate import logits_by_subset, mean_error, predict_logits, score_subsets, score_table
+from mars_training.methods import deployed_of
 from mars_training.methods.modality_dropout import DropoutFusion
+from mars_training.methods.step import Terms
 from mars_training.model.mars import DeployedMars
+from mars_training.optimiser import build_optimiser, rate_factor, set_rate
 from mars_training.recipe import (
     DataRecipe,
     EncoderRecipe,
@@ -26,17 +35,8 @@ from mars_training.recipe import (
     SamplingRecipe,
     ScheduleRecipe,
 )
-from mars_training.train import (
-    EpochReport,
-    Hooks,
-    NotFiniteError,
-    balanced_order,
-    build_optimiser,
-    prepare,
-    rate_factor,
-    train,
-    update_for,
-)
+from mars_training.sampling import MaskSampler
+from mars_training.train import EpochReport, Hooks, NotFiniteError, fit, prepare, train, update_for
 
 MODALITIES = tuple(Modality(name=n, kind="image", size=(8, 8), dtype="uint8", range=(0, 255)) for n in ("rgb", "depth"))
 SOURCE = Source(modalities=MODALITIES, labels=("spoof", "live"), positive_label="live", note="toy")
@@ -73,7 +73,7 @@ def data() -> Data:
 
 
 class StoppedError(Exception):
-    """A kill between two epochs."""
+    """A kill between two epochs, or two steps."""
 
 
 def stop_after(epochs: int) -> Hooks:
@@ -107,7 +107,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(data: 
     assert [report.epoch for report in result.history] == [0, 1, 2, 3]
     for name in ("last.safetensors", "selected.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-    assert not (tmp_path / "cut" / "resume.pt").exists()
+    assert not (tmp_path / "cut" / "resume.safetensors").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data: Data, tmp_path: Path) -> None:
@@ -120,6 +120,93 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data
     assert str(error.value) == "the loss became nan in epoch 2; lower schedule.rate"
     model, _ = load_model(tmp_path, "last")
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def scheduled(**changes: Any) -> Recipe:
+    return dataclasses.replace(RECIPE, schedule=dataclasses.replace(RECIPE.schedule, **changes))
+
+
+def test_a_run_interrupted_within_an_epoch_ends_with_the_weights_of_an_uninterrupted_one(
+    data: Data, tmp_path: Path
+) -> None:
+    def stop(report: StepReport) -> None:
+        if (report.epoch, report.step) == (1, 5):
+            raise StoppedError
+
+    recipe = scheduled(epochs=2, checkpoint_every_s=1e-9)
+    train(recipe, data, tmp_path / "whole", seed=0)
+    with pytest.raises(StoppedError):
+        train(recipe, data, tmp_path / "cut", seed=0, hooks=Hooks(after_step=stop))
+    steps: list[tuple[int, int]] = []
+    hooks = Hooks(after_step=lambda report: steps.append((report.epoch, report.step)))
+    train(recipe, data, tmp_path / "cut", seed=0, hooks=hooks)
+    assert steps == [(1, 5), (1, 6), (1, 7), (1, 8)]
+    for name in ("last.safetensors", "selected.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    whole, cut = (load_metrics(tmp_path / name)["history"] for name in ("whole", "cut"))
+    assert [report["terms"] for report in whole] == [report["terms"] for report in cut]
+    assert [report["sampling"] for report in whole] == [report["sampling"] for report in cut]
+
+
+def test_what_was_drawn_before_does_not_change_a_step(data: Data, tmp_path: Path) -> None:
+    def draw(report: StepReport) -> None:
+        torch.rand(report.step)
+
+    train(scheduled(epochs=1), data, tmp_path / "a", seed=0)
+    train(scheduled(epochs=1), data, tmp_path / "b", seed=0, hooks=Hooks(after_step=draw))
+    a, b = ((tmp_path / name / "last.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+@pytest.mark.parametrize(("factor", "message"), [(float("nan"), "the loss became nan"), (1.0, "the gradient became ")])
+def test_a_step_that_is_not_finite_stops_within_the_epoch_and_keeps_the_last_good_checkpoint(
+    data: Data, tmp_path: Path, factor: float, message: str
+) -> None:
+    recipe = scheduled(checkpoint_every_s=1e-9)
+    model = prepare(recipe, data, seed=0)
+    inner, seen = update_for(model, recipe), 0
+
+    def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
+        nonlocal seen
+        seen += 1
+        terms = inner(batch, sampler, epoch)
+        if seen == 6:
+            # The root of zero is zero, its derivative infinite.
+            poison = (next(model.parameters()).sum() * 0.0).abs().sqrt()
+            terms["loss"] = terms["loss"] * factor + poison
+        return terms
+
+    with pytest.raises(NotFiniteError, match=rf"^{message}.* in epoch 1; lower schedule.rate$"):
+        fit(model, data, recipe, seed=0, run=tmp_path, update=update)
+    stored = load_resume(tmp_path)
+    assert stored is not None
+    tensors, facts = stored
+    assert facts["step"] == 5
+    assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
+
+
+def test_a_run_directory_is_finished_when_its_training_has_ended(data: Data, tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    with pytest.raises(StoppedError):
+        train(RECIPE, data, tmp_path, seed=0, hooks=stop_after(2))
+    assert load_metrics(tmp_path) and not is_finished(tmp_path)
+    train(RECIPE, data, tmp_path, seed=0)
+    assert is_finished(tmp_path)
+
+
+def test_training_stops_when_validation_gets_no_better_for_the_patience(data: Data, tmp_path: Path) -> None:
+    worst = scheduled(epochs=20, rate=1e-9, patience=3)
+    result = train(worst, data, tmp_path, seed=0)
+    assert len(result.history) == result.selected.epoch + 1 + 3 < 20
+    cut = tmp_path / "cut"
+    with pytest.raises(StoppedError):
+        train(worst, data, cut, seed=0, hooks=stop_after(len(result.history)))
+    assert len(train(worst, data, cut, seed=0).history) == len(result.history)
+
+
+def test_an_epoch_without_validation_stops_nothing(data: Data, tmp_path: Path) -> None:
+    result = train(scheduled(epochs=5, rate=1e-9, patience=1, validate_every=2), data, tmp_path, seed=0)
+    assert len(result.history) in (4, 5) and result.last.scores
 
 
 def test_an_early_lucky_epoch_is_not_selected_once_a_late_one_is_there(data: Data, tmp_path: Path) -> None:
@@ -175,18 +262,103 @@ def test_classes_come_equally_often_and_none_repeats_before_it_is_used_up() -> N
     assert int(counts[:90].max()) == 1 and counts[90:].tolist() == [5] * 10
 
 
+def test_an_order_depends_on_its_generator_alone() -> None:
+    labels = torch.arange(100) % 3
+    torch.manual_seed(0)
+    first = balanced_order(labels, draws.generator(1, 2))
+    assert torch.equal(first, balanced_order(labels, draws.generator(1, 2)))
+    assert not torch.equal(first, balanced_order(labels, draws.generator(2, 1)))
+
+
+def test_label_maps_are_shuffled_whole() -> None:
+    maps = torch.zeros(10, 4, 4, dtype=torch.long)
+    split = Split(inputs={"x": torch.rand(10, 1, 4, 4)}, labels=maps, groups=torch.zeros(10).long(), group_names=("a",))
+    first, second = batches(split, 5, draws.generator(0, 0))
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(10))
+
+
+def test_reading_ahead_keeps_the_order_and_is_one_read_ahead() -> None:
+    begun: list[int] = []
+    second = threading.Event()
+
+    def read(indices: Tensor) -> int:
+        begun.append(int(indices))
+        if int(indices) == 1:
+            second.set()
+        return int(indices) * 10
+
+    reader = read_ahead(read, list(torch.arange(4)))
+    assert next(reader) == 0
+    assert second.wait(5.0)
+    assert begun == [0, 1]
+    assert list(reader) == [10, 20, 30]
+
+
+def test_what_a_read_raises_comes_out_at_its_place_and_closing_ends_the_thread() -> None:
+    def read(indices: Tensor) -> int:
+        if int(indices) == 1:
+            raise UsageError("row 1 is broken")
+        return int(indices)
+
+    reader = read_ahead(read, list(torch.arange(3)))
+    assert next(reader) == 0
+    with pytest.raises(UsageError, match=r"^row 1 is broken$"):
+        next(reader)
+    closed = read_ahead(read, [torch.tensor(0), torch.tensor(2), torch.tensor(2)])
+    next(closed)
+    closed.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
+    assert list(read_ahead(read, [])) == []
+
+
+def test_every_part_of_a_key_counts_and_keys_are_seeds() -> None:
+    keys = [
+        draws.key(*numbers) for numbers in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0), (-1, 0, 0), (1, 11))
+    ]
+    assert len({*keys, draws.key(11, 1)}) == 8
+    assert all(0 <= k < 2**63 for k in keys)
+
+
 def test_the_rate_warms_up_then_falls_to_one_percent() -> None:
     recipe = ScheduleRecipe(epochs=10, warmup_epochs=2.0)
     factors = [rate_factor(recipe, e) for e in (1.0, 2.0, 6.0, 10.0)]
     assert factors == pytest.approx([0.5, 1.0, 0.505, 0.01])
     steps = ScheduleRecipe(schedule="step", epochs=10, warmup_epochs=0.0, milestones=(0.5, 0.8))
     assert [rate_factor(steps, e) for e in (0.0, 5.0, 8.0)] == pytest.approx([1.0, 0.1, 0.01])
+    poly = ScheduleRecipe(schedule="poly", epochs=10, warmup_epochs=0.0)
+    assert [rate_factor(poly, e) for e in (0.0, 5.0, 10.0)] == pytest.approx([1.0, 0.5**0.9, 0.0])
+
+
+def test_an_encoder_has_a_rate_of_its_own_and_every_parameter_one_group(data: Data) -> None:
+    model = prepare(RECIPE, data, seed=0)
+    encoders = deployed_of(model).encoders
+    recipe = dataclasses.replace(RECIPE.schedule, encoder_rate={"depth": 0.1}, weight_decay=0.5)
+    optimiser = build_optimiser(model, recipe)
+    set_rate(optimiser, 2.0)
+    seen = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in model.parameters())
+    depth = {id(p) for p in encoders["depth"].parameters()}
+    for group in optimiser.param_groups:
+        for p in group["params"]:
+            assert group["lr"] == pytest.approx(0.2 if id(p) in depth else 2.0)
+            assert group["weight_decay"] == (0.5 if p.dim() > 1 else 0.0)
+
+
+def test_a_rate_for_an_encoder_that_is_not_there_is_refused(data: Data) -> None:
+    recipe = dataclasses.replace(RECIPE.schedule, encoder_rate={"dept": 0.1})
+    with pytest.raises(UsageError) as error:
+        build_optimiser(prepare(RECIPE, data, seed=0), recipe)
+    assert str(error.value) == "schedule.encoder_rate names 'dept'; the encoders are: rgb, depth"
+
+
+def test_negative_patience_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        ScheduleRecipe(patience=-1)
+    assert str(error.value) == "schedule.patience is -1 and checkpoint_every_s 600.0; they must be 0 or more"
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_one_step_changes_every_parameter(data: Data, name: str) -> None:
-    from mars_training.sampling import MaskSampler
-
     model = prepare(RECIPE, data, seed=0).train()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     schedule = dataclasses.replace(RECIPE.schedule, optimiser=name, weight_decay=0.0)

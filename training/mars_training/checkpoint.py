@@ -4,9 +4,10 @@
     RUN/last.safetensors       weights after the latest epoch
     RUN/selected.safetensors   weights of the epoch with the lowest validation mean error
     RUN/metrics.json           one entry per epoch; the selected and the last one
-    RUN/resume.pt              optimiser and generator state; removed when training ends
+    RUN/resume.safetensors     all that a killed run goes on with; removed when training ends
 
-Every file is written beside its place and renamed, so a kill never leaves half a file.
+Every file is written beside its place and renamed, so a kill never leaves half a file. The resume file holds
+everything that the others are made of and is written before them: whatever a kill leaves, it is the truth.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +32,8 @@ from mars_training.model.deployable import Deployable
 from mars_training.recipe import Recipe, recipe_from_dict
 
 Which = Literal["selected", "last"]
+_PARTIAL = ".tmp"
+_RESUME = "resume.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,18 @@ class RunInfo:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`path` holds either what it held before or all of what `write` wrote."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     write(partial)
+    # Without this a power cut may keep the new name and lose what it names.
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
     partial.replace(path)
+
+
+def remove_partials(run: Path) -> None:
+    """Delete what a killed process was writing in `run`; nobody else may be writing there."""
+    for partial in run.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -85,10 +98,40 @@ def load_info(run: Path) -> RunInfo:
     )
 
 
-def save_weights(path: Path, model: nn.Module, *, epoch: int) -> None:
-    """All parameters and buffers, with the epoch in the metadata."""
-    state = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-    write_atomically(path, lambda p: save_file(state, p, metadata={"epoch": str(epoch)}))
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, epoch: int) -> None:
+    """All parameters and buffers of a state dict, with the epoch in the metadata."""
+    _save_tensors(path, weights, {"epoch": str(epoch)})
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    plain = {name: t.detach().contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda p: save_file(plain, p, metadata=metadata))
+
+
+def save_resume(run: Path, tensors: Mapping[str, Tensor], facts: object) -> None:
+    """RUN/resume.safetensors: tensors, and `facts` as JSON in its metadata: one file, so that they always agree."""
+    _save_tensors(run / _RESUME, tensors, {"facts": json.dumps(facts)})
+
+
+def load_resume(run: Path) -> tuple[dict[str, Tensor], Any] | None:
+    """The tensors and the facts that a killed run left; None when there is nothing to go on with."""
+    path = run / _RESUME
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as stored:
+        facts = json.loads(stored.metadata()["facts"])
+        return {name: stored.get_tensor(name) for name in stored.keys()}, facts  # noqa: SIM118 - no mapping
+
+
+def remove_resume(run: Path) -> None:
+    """The training has ended: nothing is left to go on with."""
+    (run / _RESUME).unlink(missing_ok=True)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the training in `run` ended by itself, instead of being interrupted."""
+    # Metrics are first written when there is a resume file, which is removed last.
+    return (run / "metrics.json").exists() and not (run / _RESUME).exists()
 
 
 def load_weights(run: Path, which: Which) -> dict[str, Tensor]:

@@ -6,28 +6,33 @@ split only, through the deployed path, over every subset of modalities.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mars_edge.errors import MarsEdgeError
-from mars_training import checkpoint
+from mars_training import checkpoint, device, draws, state
 from mars_training.augment import augment
 from mars_training.checkpoint import RunInfo
-from mars_training.data.split import Batch, Data, Split
-from mars_training.evaluate import SubsetScore, mean_error, score_subsets
+from mars_training.data.batches import batches, read_ahead
+from mars_training.data.split import Batch, Data
+from mars_training.epoch import EpochReport as EpochReport
+from mars_training.epoch import StepReport
+from mars_training.evaluate import score_subsets
 from mars_training.methods import METHODS, build_model, deployed_of
 from mars_training.methods.step import Terms
-from mars_training.model.backbones import ProjectionEncoder
+from mars_training.model.encoders.projection import ProjectionEncoder
+from mars_training.optimiser import build_optimiser, rate_factor, set_rate
 from mars_training.recipe import Recipe, ScheduleRecipe
 from mars_training.sampling import MaskSampler
+from mars_training.state import State
 
 TrainingModel = nn.Module
 """The model of any method: a module whose `deployed` is what a device runs."""
@@ -40,42 +45,19 @@ class Update(Protocol):
         """Scalars on the graph; "loss" is minimised."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """One epoch as numbers.
-
-    Attributes:
-        terms: mean of every loss term over the epoch's steps.
-        scores: validation, every subset; empty on epochs without validation.
-        sampling: by incomplete combination: its discrepancy in this epoch and its probability in the next.
-    """
-
-    epoch: int
-    epochs: int
-    rate: float
-    seconds: float
-    eta_s: float
-    samples_per_s: float
-    terms: dict[str, float]
-    scores: list[SubsetScore]
-    sampling: dict[str, tuple[float, float]]
-
-    @property
-    def validation_error(self) -> float:
-        """Mean error over subsets; infinite without validation."""
-        return mean_error(self.scores) if self.scores else math.inf
-
-
 @dataclass(kw_only=True)
 class Hooks:
     """Where a caller joins the loop.
 
     Attributes:
-        before_epoch: called with the model and the epoch (from 0), in training mode: freeze batch norm here.
+        before_epoch: called with the model and the epoch (from 0), in training mode: freeze batch norm here. A run
+            that goes on within an epoch calls it again.
+        after_step: called with how far the epoch is.
         after_epoch: called with every report.
     """
 
     before_epoch: Callable[[TrainingModel, int], None] = lambda model, epoch: None
+    after_step: Callable[[StepReport], None] = lambda report: None
     after_epoch: Callable[[EpochReport], None] = lambda report: None
 
 
@@ -95,7 +77,8 @@ def update_for(model: nn.Module, recipe: Recipe) -> Update:
 
     def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
         drawn = sampler.draw(len(batch))
-        step = take_step(model, batch, sampler.masks(drawn), recipe.loss, epoch)
+        masks = sampler.masks(drawn).to(batch.present.device)
+        step = take_step(model, batch, masks, recipe.loss, epoch)
         if step.agreement is not None:
             sampler.record(drawn, step.agreement)
         return step.terms
@@ -103,77 +86,25 @@ def update_for(model: nn.Module, recipe: Recipe) -> Update:
     return update
 
 
-def optimiser_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Every trainable parameter once: matrices and kernels decay, biases and batch-norm scales do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-
-
-def build_optimiser(model: nn.Module, recipe: ScheduleRecipe) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum."""
-    groups = optimiser_groups(model, recipe.weight_decay)
-    if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.rate)
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def rate_factor(recipe: ScheduleRecipe, epoch: float) -> float:
-    """The factor on the base rate at `epoch` (real): linear warm-up, then a cosine down to 0.01, or steps of 0.1."""
-    if epoch < recipe.warmup_epochs:
-        return max(epoch, 0.1) / recipe.warmup_epochs if recipe.warmup_epochs > 0.1 else 1.0
-    if recipe.schedule == "step":
-        return float(0.1 ** sum(epoch >= m * recipe.epochs for m in recipe.milestones))
-    progress = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1e-9)
-    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def balanced_order(labels: Tensor) -> Tensor:
-    """A random order of about len(labels) samples in which every class comes equally often.
-
-    A class is gone through completely before any of its samples repeats.
-    """
-    classes = torch.unique(labels)
-    each = max(len(labels) // len(classes), 1)
-    parts = [_repeat_shuffled(torch.nonzero(labels == c).flatten(), each) for c in classes.tolist()]
-    order = torch.cat(parts)
-    return order[torch.randperm(len(order))]
-
-
-def _repeat_shuffled(indices: Tensor, count: int) -> Tensor:
-    rounds = -(-count // len(indices))
-    return torch.cat([indices[torch.randperm(len(indices))] for _ in range(rounds)])[:count]
-
-
-def batches(split: Split, size: int) -> Iterator[Tensor]:
-    """Indices of label-balanced batches; an incomplete last batch is left out, for batch norm's sake."""
-    order = balanced_order(split.class_labels)
-    size = min(size, len(order))
-    yield from (order[i : i + size] for i in range(0, len(order) - size + 1, size))
-
-
-def use_bf16(recipe: ScheduleRecipe) -> bool:
-    """Whether to train in bfloat16: as the recipe says; "auto" asks the processor for AVX512-BF16 or AMX."""
-    if recipe.precision == "auto":
-        return bool(torch.cpu._is_avx512_bf16_supported())  # torch has no public query for this
-    return recipe.precision == "bf16"
-
-
 class NotFiniteError(MarsEdgeError):
-    """A loss was NaN or infinite; the last good checkpoint is still in the run directory."""
+    """A loss or gradient was NaN or infinite; the last good checkpoint is still in the run directory."""
 
 
-@dataclass(kw_only=True)
-class _State:
-    """What moves during training, all of it in a resume file."""
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a training is, as long as it runs."""
 
-    optimiser: torch.optim.Optimizer
-    sampler: MaskSampler
-    history: list[EpochReport] = field(default_factory=list)
-    selected: EpochReport | None = None
-    selected_state: dict[str, Tensor] = field(default_factory=dict)
+    model: TrainingModel
+    data: Data
+    recipe: Recipe
+    seed: int
+    run: Path | None
+    hooks: Hooks
+    update: Update
+
+    @property
+    def schedule(self) -> ScheduleRecipe:
+        return self.recipe.schedule
 
 
 def fit(
@@ -186,65 +117,161 @@ def fit(
     hooks: Hooks | None = None,
     update: Update | None = None,
 ) -> FitResult:
-    """Train `model` in place for `recipe.schedule.epochs` epochs.
+    """Train `model` in place, where its parameters are, for `recipe.schedule.epochs` epochs.
 
-    With `run`, weights, metrics and resume state are written there after every epoch, and a run that was
-    interrupted goes on after its last complete epoch, to the same weights as an uninterrupted one.
+    With `run`, weights, metrics and resume state are written there after every epoch, and within one as often as
+    the recipe says. A run that was killed goes on from there, to the same weights as an uninterrupted one.
 
     Raises:
-        NotFiniteError: a loss was NaN or infinite.
+        NotFiniteError: a loss or gradient was NaN or infinite; the model in memory is spoilt, the files are good.
     """
-    hooks = hooks or Hooks()
-    update = update or update_for(model, recipe)
-    torch.manual_seed(seed)
-    state = _State(
-        optimiser=build_optimiser(model, recipe.schedule),
-        sampler=MaskSampler(
-            data.source.names,
-            start=recipe.sampling.start if recipe.sampling.guided and recipe.method == "mars" else 10**9,
-            tau=recipe.sampling.tau,
-            floor=recipe.sampling.floor,
-        ),
+    job = _Job(
+        model=model,
+        data=data,
+        recipe=recipe,
+        seed=seed,
+        run=run,
+        hooks=hooks or Hooks(),
+        update=update or update_for(model, recipe),
     )
+    now = State(model=model, optimiser=build_optimiser(model, recipe.schedule), sampler=_sampler(data, recipe))
     if run is not None:
-        _resume(run, model, state)
-    for epoch in range(len(state.history), recipe.schedule.epochs):
-        model.train()
-        hooks.before_epoch(model, epoch)
-        report = _epoch(model, data, recipe, state, update, epoch)
-        _select(model, state, report, recipe.schedule)
-        if run is not None:
-            _save(run, model, state, epoch)
-        hooks.after_epoch(report)
-    return _finish(run, state)
+        checkpoint.remove_partials(run)
+        state.load(run, now)
+    while not _is_over(now, recipe.schedule):
+        _train_epoch(job, now)
+    if run is not None:
+        checkpoint.remove_resume(run)
+    return _result(now)
 
 
-def _epoch(model: TrainingModel, data: Data, recipe: Recipe, state: _State, update: Update, epoch: int) -> EpochReport:
+def _sampler(data: Data, recipe: Recipe) -> MaskSampler:
+    return MaskSampler(
+        data.source.names,
+        start=recipe.sampling.start if recipe.sampling.guided and recipe.method == "mars" else 10**9,
+        tau=recipe.sampling.tau,
+        floor=recipe.sampling.floor,
+        always_present=recipe.data.always_present,
+    )
+
+
+def _is_over(now: State, schedule: ScheduleRecipe) -> bool:
+    """Whether all epochs are done, or validation has just told for the `patience`-th epoch that it gets no better."""
+    if now.epoch >= schedule.epochs:
+        return True
+    if not schedule.patience or not now.history or not now.history[-1].scores or now.step:
+        return False
+    assert now.selected is not None
+    return now.epoch - 1 - now.selected.epoch >= schedule.patience
+
+
+def _result(now: State) -> FitResult:
+    assert now.selected is not None
+    return FitResult(
+        last=now.history[-1], selected=now.selected, selected_state=now.selected_weights, history=now.history
+    )
+
+
+def _train_epoch(job: _Job, now: State) -> None:
+    job.model.train()
+    job.hooks.before_epoch(job.model, now.epoch)
+    samples = _take_steps(job, now)
+    report = _validated(job, now, samples)
+    if now.selected is None or _rank(report, job.schedule) < _rank(now.selected, job.schedule):
+        now.select(report)
+    now.end_epoch(report)
+    if job.run is not None:
+        state.save(job.run, now)
+    job.hooks.after_epoch(report)
+
+
+def _rank(report: EpochReport, recipe: ScheduleRecipe) -> tuple[bool, float]:
+    """Least is best: an epoch from before `select_from` counts only until there is a later one."""
+    return report.epoch + 1 < recipe.select_from * recipe.epochs, report.validation_error
+
+
+def _take_steps(job: _Job, now: State) -> int:
+    """Take the steps of the epoch that are not done yet; returns the samples of all its steps."""
+    rows = batches(job.data.train, job.schedule.batch_size, draws.generator(job.seed, now.epoch))
+    saved = time.monotonic()
+    started = saved - now.seconds
+    with closing(read_ahead(job.data.train.training_batch, rows[now.step :])) as ready:
+        for batch in ready:
+            values = _step(job, now, batch, len(rows))
+            for name, value in values.items():
+                now.sums[name] = now.sums.get(name, 0.0) + value / len(rows)
+            now.step += 1
+            now.seconds = time.monotonic() - started
+            job.hooks.after_step(_progress(job, now, rows))
+            if now.step < len(rows) and _is_due(job, time.monotonic() - saved):
+                assert job.run is not None
+                state.save(job.run, now)
+                saved = time.monotonic()
+    return sum(map(len, rows))
+
+
+def _is_due(job: _Job, since_saved_s: float) -> bool:
+    every_s = job.schedule.checkpoint_every_s
+    return job.run is not None and 0 < every_s <= since_saved_s
+
+
+def _step(job: _Job, now: State, batch: Batch, steps: int) -> dict[str, float]:
+    """One step of the optimiser; returns the value of every loss term."""
+    where = device.of(job.model)
+    set_rate(now.optimiser, job.schedule.rate * rate_factor(job.schedule, now.epoch + now.step / steps))
+    draws.reseed(job.seed, now.epoch, now.step)
+    batch = device.moved(augment(batch, job.data.source.modalities, job.recipe.augment), where)
+    with device.autocast(job.schedule.precision, where):
+        terms = job.update(batch, now.sampler, now.epoch)
+    now.optimiser.zero_grad(set_to_none=True)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.schedule.clip_norm)
+    now.optimiser.step()
+    # One read at the end of the step: on a GPU each would wait for all work that is under way.
+    *values, gradient = torch.stack([*(t.detach().float() for t in terms.values()), norm]).tolist()
+    read = dict(zip(terms, values, strict=True))
+    _require_finite("loss", read["loss"], now.epoch)
+    _require_finite("gradient", gradient, now.epoch)
+    return read
+
+
+def _require_finite(what: str, value: float, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the {what} became {value} in epoch {epoch + 1}; lower schedule.rate")
+
+
+def _progress(job: _Job, now: State, rows: list[Tensor]) -> StepReport:
+    per_step_s = now.seconds / now.step
+    left = (job.schedule.epochs - now.epoch) * len(rows) - now.step
+    return StepReport(
+        epoch=now.epoch,
+        epochs=job.schedule.epochs,
+        step=now.step,
+        steps=len(rows),
+        samples_per_s=len(rows[0]) / max(per_step_s, 1e-9),
+        eta_s=left * per_step_s,
+    )
+
+
+def _validated(job: _Job, now: State, samples: int) -> EpochReport:
+    """The report of the epoch whose steps are done."""
+    schedule, source = job.schedule, job.data.source
     started = time.monotonic()
-    schedule, optimiser = recipe.schedule, state.optimiser
-    rows = list(batches(data.train, schedule.batch_size))
-    sums: dict[str, float] = {}
-    for step, indices in enumerate(rows):
-        _set_rate(optimiser, schedule.rate * rate_factor(schedule, epoch + step / len(rows)))
-        batch = augment(data.train.training_batch(indices), data.source.modalities, recipe.augment)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(schedule)):
-            terms = update(batch, state.sampler, epoch)
-        _step(model, optimiser, terms["loss"], schedule.clip_norm, epoch)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(rows)
-    trained_s = time.monotonic() - started
-    validates = (epoch + 1) % schedule.validate_every == 0 or epoch + 1 == schedule.epochs
-    scores = score_subsets(deployed_of(model), data.validation, data.source) if validates else []
-    sampling = _sampling_report(state.sampler, data.source.names, epoch)
-    seconds = time.monotonic() - started
+    validates = (now.epoch + 1) % schedule.validate_every == 0 or now.epoch + 1 == schedule.epochs
+    always = job.recipe.data.always_present
+    scores = []
+    if validates:
+        scores = score_subsets(deployed_of(job.model), job.data.validation, source, always_present=always)
+    sampling = _sampling_report(now.sampler, source.names, now.epoch)
+    seconds = now.seconds + time.monotonic() - started
     return EpochReport(
-        epoch=epoch,
+        epoch=now.epoch,
         epochs=schedule.epochs,
-        rate=schedule.rate * rate_factor(schedule, epoch),
+        rate=schedule.rate * rate_factor(schedule, now.epoch),
         seconds=seconds,
-        eta_s=seconds * (schedule.epochs - epoch - 1),
-        samples_per_s=sum(map(len, rows)) / trained_s,
-        terms=sums,
+        eta_s=seconds * (schedule.epochs - now.epoch - 1),
+        samples_per_s=samples / max(now.seconds, 1e-9),
+        terms=now.sums,
         scores=scores,
         sampling=sampling,
     )
@@ -255,88 +282,6 @@ def _sampling_report(sampler: MaskSampler, names: tuple[str, ...], epoch: int) -
     labels = ["+".join(n for n, on in zip(names, row, strict=True) if on) for row in sampler.combinations.tolist()]
     pairs = zip(discrepancy.tolist(), sampler.probabilities.tolist(), strict=True)
     return dict(zip(labels, pairs, strict=True))
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def _step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, clip_norm: float, epoch: int) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise NotFiniteError(f"the loss became {float(loss.detach())} in epoch {epoch + 1}; lower schedule.rate")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimiser.step()
-
-
-def _select(model: nn.Module, state: _State, report: EpochReport, recipe: ScheduleRecipe) -> None:
-    """Keep the epoch of least validation error; one from before `select_from` only until there is a later one."""
-    state.history.append(report)
-    if state.selected is None or _rank(report, recipe) < _rank(state.selected, recipe):
-        state.selected = report
-        state.selected_state = {name: t.detach().clone() for name, t in model.state_dict().items()}
-
-
-def _rank(report: EpochReport, recipe: ScheduleRecipe) -> tuple[bool, float]:
-    return report.epoch + 1 < recipe.select_from * recipe.epochs, report.validation_error
-
-
-def _finish(run: Path | None, state: _State) -> FitResult:
-    assert state.selected is not None
-    if run is not None:
-        (run / "resume.pt").unlink(missing_ok=True)
-    return FitResult(
-        last=state.history[-1], selected=state.selected, selected_state=state.selected_state, history=state.history
-    )
-
-
-def _save(run: Path, model: nn.Module, state: _State, epoch: int) -> None:
-    assert state.selected is not None
-    checkpoint.save_weights(run / "last.safetensors", model, epoch=epoch)
-    if state.selected.epoch == epoch:
-        checkpoint.save_weights(run / "selected.safetensors", model, epoch=epoch)
-    checkpoint.write_json(
-        run / "metrics.json",
-        {
-            "selected": dataclasses.asdict(state.selected),
-            "last": dataclasses.asdict(state.history[-1]),
-            "history": [dataclasses.asdict(report) for report in state.history],
-        },
-    )
-    # Written last: a resume file never speaks of weights that are not there yet.
-    checkpoint.write_atomically(run / "resume.pt", lambda path: torch.save(_snapshot(model, state), path))
-
-
-def _snapshot(model: nn.Module, state: _State) -> dict[str, Any]:
-    return {
-        "model": model.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
-        "probabilities": state.sampler.probabilities,
-        "generator": torch.get_rng_state(),
-        "history": [dataclasses.asdict(report) for report in state.history],
-        "selected": None if state.selected is None else dataclasses.asdict(state.selected),
-        "selected_state": state.selected_state,
-    }
-
-
-def _resume(run: Path, model: nn.Module, state: _State) -> None:
-    path = run / "resume.pt"
-    if not path.exists():
-        return
-    stored = torch.load(path, weights_only=True)
-    model.load_state_dict(stored["model"])
-    state.optimiser.load_state_dict(stored["optimiser"])
-    state.sampler.probabilities = stored["probabilities"]
-    torch.set_rng_state(stored["generator"])
-    state.history = [_report(table) for table in stored["history"]]
-    state.selected = _report(stored["selected"])
-    state.selected_state = stored["selected_state"]
-
-
-def _report(table: Mapping[str, Any]) -> EpochReport:
-    return EpochReport(**{**table, "scores": [SubsetScore(**score) for score in table["scores"]]})
 
 
 def prepare(recipe: Recipe, data: Data, *, seed: int) -> TrainingModel:

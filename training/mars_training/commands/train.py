@@ -14,7 +14,7 @@ import torch
 
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
-from mars_training.checkpoint import RunInfo, load_info
+from mars_training.checkpoint import RunInfo, is_finished, load_info
 from mars_training.data.load import describe, load_data
 from mars_training.data.split import Source
 from mars_training.evaluate import score_table
@@ -76,7 +76,7 @@ def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
 def _refuse_another_run(run: Path, info: RunInfo) -> None:
     if not (run / "run.json").exists():
         return
-    if not (run / "resume.pt").exists() and (run / "metrics.json").exists():
+    if is_finished(run):
         raise UsageError(f"{run} holds a finished run; choose another directory with -o")
     if load_info(run) != info:
         raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
