@@ -30,7 +30,8 @@ LOWER_IS_BETTER = ("acer",)
 _MOST_BATCH = 128
 _MOST_BATCH_VALUES = 2**24
 _TABLE_COLUMNS = 100
-_SUBSET_COLUMNS = 36
+# So wide a name of a subset is shown; live/spoof tables have two columns more.
+_SUBSET_COLUMNS, _SPOOF_SUBSET_COLUMNS = 44, 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,8 +345,10 @@ def score_table(scores: Sequence[SubsetScore], unmeasured: Mapping[str, str] | N
     ECE is the calibration error, NLL the mean negative log-likelihood in nats. A subset of `unmeasured` has n = 0.
     """
     missing = dict(unmeasured or {})
-    width = min(_SUBSET_COLUMNS, max(map(len, [*missing, "subset", *(s.subset for s in scores)])))
-    lines = [_head_line(scores[0].metric if scores else "metric", width)]
+    metric = scores[0].metric if scores else "metric"
+    most = _SPOOF_SUBSET_COLUMNS if metric == "acer" else _SUBSET_COLUMNS
+    width = min(most, max(map(len, [*missing, "subset", *(s.subset for s in scores)])))
+    lines = [_head_line(metric, width)]
     lines += [_score_line(s, width) for s in scores]
     lines += [f"{_clipped(name, width)}  {'-':>10}  {'-':>15}  {0:6d}  {why}" for name, why in missing.items()]
     if scores:
