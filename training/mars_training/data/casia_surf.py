@@ -19,6 +19,7 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.columns import RawFiles, columns
 from mars_training.data.files import need_files, read_colour, read_grey, read_list
+from mars_training.data.listing import Entry, Listing
 from mars_training.data.picks import balanced_head
 from mars_training.data.split import Source, Split
 from mars_training.recipe import DataRecipe, SplitName
@@ -33,6 +34,8 @@ SIZE = 112
 _CHANNELS = {"rgb": 3, "depth": 1, "ir": 1}
 # A recording's folder, such as 04_en_b.rssdk: attack 4, eyes and nose cut out, bent.
 _RECORDING = re.compile(r"([^/]+)\.rssdk/")
+
+_SUBJECT = re.compile(r"(?:^|/)(CLKJ_[A-Z]+\d+)/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,12 @@ class Row:
         if self.live:
             return "live"
         return recording[1] if recording else "spoof"
+
+    @property
+    def subject(self) -> str | None:
+        """Whose folder the files are in, such as CLKJ_CS0110; None where the path names nobody."""
+        found = _SUBJECT.search(self.files[0])
+        return found[1] if found else None
 
 
 def describe(recipe: DataRecipe) -> Source:
@@ -74,12 +83,8 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
     listed = folder / LISTS[split]
     every = read_rows(listed)
     rows = [every[i] for i in balanced_head(np.array([row.live for row in every], dtype=np.int64), recipe.limit)]
-    paths = [[folder / file for file in row.files] for row in rows]
-    need_files([path for row in paths for path in row], listed)
-    raw = {
-        name: RawFiles([row[at] for row in paths], read_colour if count == 3 else read_grey)
-        for at, (name, count) in enumerate(_CHANNELS.items())
-    }
+    need_files([folder / file for row in rows for file in row.files], listed)
+    raw = _raw(rows, folder)
     species = sorted({row.species for row in rows})
     return Split(
         inputs=columns(describe(recipe).modalities, raw),
@@ -88,6 +93,32 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         group_names=tuple(species),
         raw=raw,
     )
+
+
+def _raw(rows: list[Row], folder: Path) -> dict[str, RawFiles]:
+    return {
+        name: RawFiles([folder / row.files[at] for row in rows], read_colour if count == 3 else read_grey)
+        for at, (name, count) in enumerate(_CHANNELS.items())
+    }
+
+
+def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
+    """The split's list, all of it; groups are subjects, where the paths name them.
+
+    Raises:
+        UsageError: no list, or a line that is not three paths and a label.
+    """
+    rows = read_rows(folder / LISTS[split])
+    entries = [
+        Entry(
+            id=row.files[0],
+            label=LABELS[int(row.live)],
+            group=row.subject,
+            files={name: folder / file for name, file in zip(_CHANNELS, row.files, strict=True)},
+        )
+        for row in rows
+    ]
+    return Listing(entries=entries, raw=_raw(rows, folder))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -20,6 +20,7 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.columns import RawFiles, columns
 from mars_training.data.files import in_number_order, need_files, read_colour, read_csv, read_middle_frame, read_wav
+from mars_training.data.listing import Entry, Listing
 from mars_training.data.picks import balanced_head, held_out
 from mars_training.data.split import Source, Split
 from mars_training.recipe import DataRecipe, SplitName
@@ -83,6 +84,30 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         group_names=tuple(actors),
         raw=raw,
     )
+
+
+def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
+    """The clips of one split, all of them; groups are actors.
+
+    Raises:
+        UsageError: a list is not there or broken.
+    """
+    clips = find_clips(recipe, split, folder)
+    sounds = [folder / "AudioWAV" / f"{clip.name}.wav" for clip in clips]
+    pictures = [_picture_or_folder(folder, clip.name) for clip in clips]
+    entries = [
+        Entry(id=clip.name, label=LABELS[clip.label], group=clip.actor, files={"audio": sound, "visual": picture})
+        for clip, sound, picture in zip(clips, sounds, pictures, strict=True)
+    ]
+    return Listing(entries=entries, raw={"audio": RawFiles(sounds, _hear), "visual": RawFiles(pictures, _see)})
+
+
+def _picture_or_folder(folder: Path, clip: str) -> Path:
+    """The clip's picture, or where it should be."""
+    try:
+        return find_picture(folder, clip)
+    except UsageError:
+        return folder / "Image-01-FPS" / clip / "*.jpg"
 
 
 def find_clips(recipe: DataRecipe, split: SplitName, folder: Path) -> list[Clip]:

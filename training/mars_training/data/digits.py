@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training.data.columns import RawFiles, RawRows
 from mars_training.data.files import read_wav
+from mars_training.data.listing import Entry, Listing
 from mars_training.data.split import Source, Split, preprocess_all
 from mars_training.recipe import DataRecipe, SplitName
 
@@ -78,6 +80,40 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         group_names=_SPEAKERS,
         raw={"audio": [waves[i] for i in audio_at], "image": [images[i] for i in image_at]},
     )
+
+
+def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
+    """The recordings of one split, each with one written digit; groups are speakers.
+
+    Raises:
+        UsageError: either part of the data is not there or broken.
+    """
+    recordings = [r for r in find_recordings(folder) if r.speaker in split_speakers(_fold(recipe), split)]
+    if not recordings:
+        return Listing(entries=[], raw={"audio": RawFiles([], _hear), "image": RawRows([], np.asarray)})
+    images, image_labels = _written(folder, split)
+    labels = np.array([r.digit for r in recordings], dtype=np.int64)
+    audio_at, image_at = pair_within_class(labels, image_labels, 1, np.random.default_rng(recipe.seed))
+    taken = [recordings[at] for at in audio_at]
+    entries = [
+        Entry(
+            id=r.path.stem, label=str(r.digit), group=r.speaker, files={"audio": r.path, "image": _strokes(images[at])}
+        )
+        for r, at in zip(taken, image_at.tolist(), strict=True)
+    ]
+    paths = [r.path for r in taken]
+    return Listing(
+        entries=entries, raw={"audio": RawFiles(paths, _hear), "image": RawRows(list(images[image_at]), np.asarray)}
+    )
+
+
+def _hear(path: Path) -> NDArray[np.float32]:
+    return read_wav(path, rate_hz=_RATE_HZ)
+
+
+def _strokes(image: NDArray[np.uint8]) -> str:
+    """The pixels as a text, which tells equal written digits."""
+    return image.tobytes().hex()
 
 
 def split_speakers(fold: int, split: SplitName) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the lists of a data set name before any file is decoded: rows, their files, labels and groups."""
+"""What the lists of a data set name before any file is decoded: an entry per row, with its files, label and group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Cell = Path | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Entry:
     """One sample before any file of it is opened.
 
     Attributes:
@@ -36,23 +36,23 @@ class Listing:
     """The rows of one split as its lists name them, and how to decode them.
 
     Attributes:
-        rows: n sound ones, in the order of the lists; their files may be absent.
+        entries: n sound ones, in the order of the lists; their files may be absent.
         raw: by modality, n raw samples, decoded when asked for.
         maps: segmentation only: n label maps, decoded when asked for.
         problems: what is wrong with the rows that are left out, a line each.
     """
 
-    rows: Sequence[Row]
+    entries: Sequence[Entry]
     raw: Mapping[str, RawColumn]
     maps: RawColumn | None = None
     problems: Sequence[str] = ()
 
 
-def absent_files(rows: Sequence[Row]) -> list[str]:
-    """A line for each file of the rows, label maps too, that is not there."""
+def absent_files(entries: Sequence[Entry]) -> list[str]:
+    """A line for each file of the entries, label maps too, that is not there."""
     return [
-        f"row {row.id!r}: {name}: no file {path}"
-        for row in rows
-        for name, path in (*row.files.items(), ("label", row.label_map))
+        f"row {entry.id!r}: {name}: no file {path}"
+        for entry in entries
+        for name, path in (*entry.files.items(), ("label", entry.label_map))
         if isinstance(path, Path) and not path.is_file()
     ]

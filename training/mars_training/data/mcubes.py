@@ -25,6 +25,7 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.columns import RawRows, columns, label_maps
 from mars_training.data.files import need_files, read_codes, read_list, read_map, read_unit
+from mars_training.data.listing import Entry, Listing
 from mars_training.data.split import IGNORED, Source, Split
 from mars_training.recipe import DataRecipe, SplitName
 
@@ -87,6 +88,41 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
         group_names=("all",),
         raw=raw,
     )
+
+
+def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
+    """The scenes of one split; groups are recordings: a scene's id without its last number.
+
+    Raises:
+        UsageError: no list.
+    """
+    rows = read_list(folder / "list_folder" / f"{LISTS[split]}.txt", 1)
+    scenes = [_Scene(folder, cells[0]) for _, cells in rows]
+    entries = [
+        Entry(
+            id=scene.name,
+            label=None,
+            group=scene.name.rpartition("_")[0] or None,
+            files={name: scene.path(kind) for name, kind in _FILES.items()},
+            label_map=scene.path("GT"),
+        )
+        for scene in scenes
+    ]
+    return Listing(
+        entries=entries,
+        raw={name: RawRows(scenes, sample) for name, sample in _SAMPLES.items()},
+        maps=RawRows(scenes, partial(_labels, size=(STORED[0], STORED[1] - LEFT))),
+    )
+
+
+_FILES = {
+    "rgb": "polL_color",
+    "aolp": "polL_aolp_sin",
+    "aolp cos": "polL_aolp_cos",
+    "dolp": "polL_dolp",
+    "nir": "NIR_warped",
+    "nir mask": "NIR_warped_mask",
+}
 
 
 @dataclass(frozen=True)

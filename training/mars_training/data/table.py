@@ -37,7 +37,7 @@ from mars_edge.modality import Modality, SampleType
 from mars_training.data.cells import SUFFIXES, Field, read_cell
 from mars_training.data.columns import columns, label_maps
 from mars_training.data.files import read_codes
-from mars_training.data.listing import Cell, Listing, Row, absent_files
+from mars_training.data.listing import Cell, Entry, Listing, absent_files
 from mars_training.data.picks import balanced_head
 from mars_training.data.split import IGNORED, Column, Source, Split, Task
 from mars_training.recipe import DataRecipe, SplitName, read_toml, strict_dataclass
@@ -88,7 +88,7 @@ class Scan:
     """
 
     declaration: Declaration
-    rows: Mapping[SplitName, Sequence[Row]]
+    rows: Mapping[SplitName, Sequence[Entry]]
     problems: Sequence[str]
 
 
@@ -135,7 +135,7 @@ def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
         # There the group is an attack species, which splits may well share.
         rows = [dataclasses.replace(row, group=None) for row in rows]
     return Listing(
-        rows=rows,
+        entries=rows,
         raw={name: RawCells(field, rows) for name, field in declaration.fields.items()},
         maps=None if declaration.map_size is None else RawLabelMaps(rows, None, len(declaration.source.labels)),
         problems=found.problems,
@@ -240,7 +240,7 @@ def scan(folder: Path) -> Scan:
     lines = _lines(folder / _CSV)
     header = next(lines, (0, []))[1]
     _check_header(header, declaration, folder / _CSV)
-    found: dict[SplitName, list[Row]] = {split: [] for split in _SPLITS}
+    found: dict[SplitName, list[Entry]] = {split: [] for split in _SPLITS}
     problems: list[str] = []
     first_line: dict[str, int] = {}
     for line, cells in lines:
@@ -302,7 +302,7 @@ def _need_new_id(name: str, first_line: dict[str, int], line: int) -> None:
     first_line[name] = line
 
 
-def _row(named: Mapping[str, str], declaration: Declaration, folder: Path) -> tuple[SplitName, Row]:
+def _row(named: Mapping[str, str], declaration: Declaration, folder: Path) -> tuple[SplitName, Entry]:
     where = f"row {named['id']!r}: "
     split = next((s for s in _SPLITS if s == named["split"]), None)
     if split is None:
@@ -312,7 +312,7 @@ def _row(named: Mapping[str, str], declaration: Declaration, folder: Path) -> tu
         if not any(files.values()):
             raise UsageError(f"all modalities are empty; a row needs one of {', '.join(files)}")
         segments = declaration.map_size is not None
-        row = Row(
+        row = Entry(
             id=named["id"],
             label=None if segments else _label(named["label"], declaration.source),
             group=_group(named),
@@ -357,7 +357,7 @@ class RawCells:
     """The raw samples of one modality of a table."""
 
     field: Field
-    rows: Sequence[Row]
+    rows: Sequence[Entry]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -377,7 +377,7 @@ class RawCells:
 class RawLabelMaps:
     """The label maps of a table, of the files' own size or all (H, W): the nearest pixel where a file has another."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Entry]
     size: tuple[int, int] | None
     classes: int
 
@@ -412,7 +412,7 @@ def read_label_map(path: Path, classes: int) -> NDArray[np.uint8]:
     return found
 
 
-def _split(found: Scan, rows: Sequence[Row]) -> Split:
+def _split(found: Scan, rows: Sequence[Entry]) -> Split:
     fields = found.declaration.fields
     present = torch.tensor([[row.files[name] is not None for name in fields] for row in rows])
     missing = None if bool(present.all()) else present
@@ -428,20 +428,20 @@ def _split(found: Scan, rows: Sequence[Row]) -> Split:
     )
 
 
-def _limited(rows: Sequence[Row], limit: int, labels: Sequence[str]) -> list[Row]:
+def _limited(rows: Sequence[Entry], limit: int, labels: Sequence[str]) -> list[Entry]:
     """The rows themselves, or `limit` of them, as evenly over the classes as they allow; maps count as one class."""
     classes = np.array([0 if row.label is None else labels.index(row.label) for row in rows], dtype=np.int64)
     return [rows[at] for at in balanced_head(classes, limit)]
 
 
-def _labels(declaration: Declaration, rows: Sequence[Row]) -> Tensor | Column:
+def _labels(declaration: Declaration, rows: Sequence[Entry]) -> Tensor | Column:
     labels = declaration.source.labels
     if declaration.map_size is None:
         return torch.tensor([labels.index(str(row.label)) for row in rows], dtype=torch.int64)
     return label_maps(RawLabelMaps(rows, declaration.map_size, len(labels)), declaration.map_size)
 
 
-def _groups(found: Scan, rows: Sequence[Row]) -> tuple[Tensor, tuple[str, ...]]:
+def _groups(found: Scan, rows: Sequence[Entry]) -> tuple[Tensor, tuple[str, ...]]:
     """The group of every row as an index into the names of the whole table's groups."""
     live = found.declaration.source.positive_label is not None
     names = sorted({_group_name(row, live) for split in found.rows.values() for row in split})
@@ -449,6 +449,6 @@ def _groups(found: Scan, rows: Sequence[Row]) -> tuple[Tensor, tuple[str, ...]]:
     return torch.tensor([index[_group_name(row, live)] for row in rows], dtype=torch.int64), tuple(names)
 
 
-def _group_name(row: Row, live: bool) -> str:
+def _group_name(row: Entry, live: bool) -> str:
     """The row's group; without a group column the label is the attack species, and other data is one group."""
     return row.group or (str(row.label) if live else "all")
