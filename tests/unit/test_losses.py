@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mars_training import losses
-from mars_training.model.routers import NoisyRouting, top_k_gates
+from mars_training.data.split import IGNORED
+from mars_training.model.routers import NoisyRouting, clean_routing, top_k_gates
+from mars_training.recipe import LossRecipe
 
 B, N, K = 7, 6, 2
 
@@ -144,3 +146,85 @@ def test_router_agreement_is_the_shared_part_of_both_top_k_sets(logits: tuple[Te
     teacher, student, _ = logits
     expected = [len(top_k(t, K) & top_k(s, K)) / K for t, s in zip(teacher.tolist(), student.tolist(), strict=True)]
     assert losses.router_agreement(teacher, student, K).tolist() == expected
+
+
+def cross_entropy(row: list[float], label: int, smoothing: float) -> float:
+    """Of one sample against its label, spread over all classes by `smoothing`."""
+    log = [math.log(p) for p in softmax(row)]
+    return -(1.0 - smoothing) * log[label] - smoothing * sum(log) / len(log)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_row_losses_are_each_samples_cross_entropy_and_their_mean_is_the_task_loss(
+    logits: tuple[Tensor, Tensor, Tensor], smoothing: float
+) -> None:
+    labels, recipe = torch.arange(B) % N, LossRecipe(label_smoothing=smoothing)
+    expected = [cross_entropy(row, y, smoothing) for row, y in zip(logits[0].tolist(), labels.tolist(), strict=True)]
+    found = losses.row_losses(logits[0], labels, recipe)
+    assert found.tolist() == pytest.approx(expected)
+    assert float(losses.task_loss(logits[0], labels, recipe)) == pytest.approx(sum(expected) / B)
+
+
+def test_row_losses_of_maps_are_means_over_the_pixels_that_count() -> None:
+    generator = torch.Generator().manual_seed(4)
+    maps = torch.randn(3, N, 2, 2, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[[0, 1], [2, IGNORED]], [[IGNORED, IGNORED], [5, 3]], [[IGNORED] * 2] * 2])
+    expected = []
+    for b in range(3):
+        each = [
+            cross_entropy(maps[b, :, i, j].tolist(), int(labels[b, i, j]), 0.0)
+            for i, j in itertools.product(range(2), repeat=2)
+            if labels[b, i, j] != IGNORED
+        ]
+        expected.append(sum(each) / max(len(each), 1))
+    assert losses.row_losses(maps, labels, LossRecipe()).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_is_the_kl_divergence_from_the_complete_to_the_incomplete_pass(
+    logits: tuple[Tensor, Tensor, Tensor], temperature: float
+) -> None:
+    teacher, student = logits[0].clone().requires_grad_(), logits[1].clone().requires_grad_()
+    expected = 0.0
+    for t_row, s_row in zip(teacher.tolist(), student.tolist(), strict=True):
+        p, q = (softmax([v / temperature for v in row]) for row in (t_row, s_row))
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / B * temperature**2
+    found = losses.distillation_loss(teacher, student, torch.arange(B), temperature=temperature)
+    assert float(found.detach()) == pytest.approx(expected)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert teacher.grad is None and student.grad is not None and bool(student.grad.abs().sum() > 0)
+
+
+def test_distillation_does_not_count_ignored_pixels() -> None:
+    teacher, student = torch.randn(2, 1, N, 2, 2, generator=torch.Generator().manual_seed(5))
+    labels = torch.tensor([[[0, IGNORED], [1, IGNORED]]])
+    rows = [x[:, :, :, 0].permute(0, 2, 1).reshape(2, N) for x in (teacher, student)]
+    expected = losses.distillation_loss(rows[0], rows[1], torch.tensor([0, 1]), temperature=2.0)
+    found = losses.distillation_loss(teacher, student, labels, temperature=2.0)
+    assert float(found) == pytest.approx(float(expected))
+
+
+def test_ranking_loss_counts_only_rows_where_more_modalities_do_worse() -> None:
+    more, fewer = torch.tensor([1.0, 0.5, 3.0]), torch.tensor([2.0, 0.4, 1.0])
+    assert float(losses.ranking_loss(more, fewer)) == pytest.approx((0.0 + 0.1 + 2.0) / 3)
+
+
+def test_divergence_from_the_standard_normal_is_that_of_torch_distributions() -> None:
+    mean, log_variance = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(6))
+    given = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    each = torch.distributions.kl_divergence(given, torch.distributions.Normal(0.0, 1.0))
+    expected = float(each.flatten(1).sum(dim=1).mean())
+    assert float(losses.standard_normal_divergence(mean, log_variance)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_without_noise_uses_clean_gates_and_a_load_of_constant_scale(
+    logits: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    clean = logits[0].requires_grad_()
+    rows = clean.tolist()
+    importance = [sum(row[j] for row in top_k_gates(clean, K).tolist()) for j in range(N)]
+    load = loop_load(rows, [[1.0 / N] * N] * B, rows, K)
+    found = losses.balance_loss(clean_routing(clean, K), K)
+    assert float(found.detach()) == pytest.approx(variation(importance) + variation(load))
+    found.backward()  # type: ignore[no-untyped-call]
+    assert clean.grad is not None and bool(clean.grad.abs().sum() > 0)
