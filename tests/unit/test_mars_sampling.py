@@ -68,3 +68,9 @@ def test_draws_follow_the_probabilities() -> None:
     torch.manual_seed(0)
     share = torch.bincount(sampler.draw(20_000), minlength=6) / 20_000
     assert share.tolist() == pytest.approx(sampler.probabilities.tolist(), abs=0.015)
+
+
+def test_what_is_always_present_is_never_hidden() -> None:
+    sampler = MaskSampler(("rgb", "aolp", "nir"), start=1, tau=1.0, always_present=("rgb",))
+    assert sampler.combinations.tolist() == [[True, False, False], [True, True, False], [True, False, True]]
+    assert bool(sampler.masks(sampler.draw(200))[:, 0].all())

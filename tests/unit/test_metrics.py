@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import confusion_matrix, jaccard_score, roc_curve
 
 from mars_edge import metrics
 from mars_edge.errors import UsageError
@@ -197,3 +197,129 @@ def test_one_species_per_score_is_needed() -> None:
     with pytest.raises(UsageError) as caught:
         metrics.spoof_errors(np.zeros(2), np.array([True, False]), np.array(["mask"]), 0.5)
     assert str(caught.value) == "species has shape (1,), expected one per score (2,)"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_error_is_the_plain_loop_over_bins(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    confidence = np.concatenate([rng.random(300), np.arange(16) / 15, [1e-9]])
+    hit = rng.random(confidence.size) < confidence
+    total = 0.0
+    for b in range(metrics.CALIBRATION_BINS):
+        low, high = b / metrics.CALIBRATION_BINS, (b + 1) / metrics.CALIBRATION_BINS
+        inside = [(c, h) for c, h in zip(confidence, hit, strict=True) if low < c <= high or (b == 0 and c == 0.0)]
+        if inside:
+            gap = sum(h for _, h in inside) / len(inside) - sum(c for c, _ in inside) / len(inside)
+            total += len(inside) * abs(gap)
+    assert metrics.reliability(confidence, hit).error == pytest.approx(total / confidence.size)
+
+
+def test_the_bins_of_two_halves_add_up_to_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    confidence, hit = rng.random(100), rng.random(100) < 0.5
+    both = metrics.reliability(confidence[:30], hit[:30]) + metrics.reliability(confidence[30:], hit[30:])
+    assert both.error == pytest.approx(metrics.reliability(confidence, hit).error)
+    assert both.counts.sum() == 100
+
+
+def test_a_model_as_sure_as_it_is_right_has_no_calibration_error() -> None:
+    confidence = np.repeat([0.2, 0.5, 0.8], 10)
+    hit = np.concatenate([np.arange(10) < share for share in (2, 5, 8)])
+    assert metrics.reliability(confidence, hit).error == pytest.approx(0.0)
+    assert metrics.reliability(np.ones(4), np.zeros(4, dtype=bool)).error == 1.0
+
+
+@pytest.mark.parametrize("bad", [[1.5, 0.5], [-0.1, 0.5], [np.nan, 0.5]])
+def test_a_confidence_that_is_no_share_is_refused(bad: list[float]) -> None:
+    with pytest.raises(UsageError) as caught:
+        metrics.reliability(np.array(bad), np.array([True, False]))
+    assert str(caught.value) == "1 of 2 confidences are not in 0..1"
+
+
+def test_calibration_needs_an_answer_and_equal_shapes() -> None:
+    with pytest.raises(UsageError) as caught:
+        _ = metrics.reliability(np.zeros(0), np.zeros(0, dtype=bool)).error
+    assert str(caught.value) == "0 answers have no calibration error; at least 1 is needed"
+    with pytest.raises(UsageError) as caught:
+        metrics.reliability(np.zeros(2), np.zeros(3, dtype=bool))
+    assert str(caught.value) == "confidence has shape (2,) and hit (3,); both must be (n,)"
+
+
+def label_maps(rng: np.random.Generator, n: int, classes: int = 4) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels with ignored pixels (255) and answers that are right on about half of them."""
+    expected = rng.integers(0, classes, (n, 6, 7))
+    predicted = np.where(rng.random(expected.shape) < 0.5, expected, rng.integers(0, classes, expected.shape))
+    return np.where(rng.random(expected.shape) < 0.2, 255, expected), predicted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_confusion_matrix_leaves_ignored_pixels_out(seed: int) -> None:
+    expected, predicted = label_maps(np.random.default_rng(seed), 2)
+    known = expected != 255
+    found = metrics.confusion_matrix(expected, predicted, 4)
+    np.testing.assert_array_equal(found, confusion_matrix(expected[known], predicted[known], labels=range(4)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_iou_is_scikit_learns_and_a_class_that_never_occurs_has_none(seed: int) -> None:
+    expected, predicted = label_maps(np.random.default_rng(seed), 3)
+    known = expected != 255
+    matrices = np.stack([metrics.confusion_matrix(e, p, 6) for e, p in zip(expected, predicted, strict=True)])
+    found = metrics.mean_iou(matrices)
+    reference = jaccard_score(expected[known], predicted[known], average=None)
+    np.testing.assert_allclose(found.per_class[:4], reference)
+    assert np.isnan(found.per_class[4:]).all()
+    assert found.value == pytest.approx(reference.mean())
+    assert found.low <= found.value <= found.high and found.n == 3
+
+
+def test_a_class_answered_but_never_there_counts_as_zero() -> None:
+    matrix = metrics.confusion_matrix(np.array([0, 0, 1]), np.array([0, 2, 1]), 3)
+    assert metrics.class_ious(matrix).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_the_bootstrap_interval_of_miou_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Images differ in difficulty; the truth is what ten thousand of them give."""
+
+    def draw(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+        skill = rng.uniform(0.2, 0.9, (n, 1))
+        expected = rng.integers(0, 2, (n, 40))
+        predicted = np.where(rng.random(expected.shape) < skill, expected, 1 - expected)
+        return np.stack([metrics.confusion_matrix(e, p, 2) for e, p in zip(expected, predicted, strict=True)])
+
+    truth = metrics.mean_iou(draw(np.random.default_rng(99), 5000)).value
+    found = [metrics.mean_iou(draw(np.random.default_rng(seed), 30)) for seed in range(60)]
+    held = sum(f.low <= truth <= f.high for f in found)
+    assert 50 <= held <= 60
+    assert max(f.high - f.low for f in found) < 0.25
+
+
+def test_the_same_images_give_the_same_interval_and_one_image_gives_none() -> None:
+    expected, predicted = label_maps(np.random.default_rng(5), 8)
+    matrices = np.stack([metrics.confusion_matrix(e, p, 4) for e, p in zip(expected, predicted, strict=True)])
+    assert metrics.mean_iou(matrices).low == metrics.mean_iou(matrices).low
+    assert metrics.mean_iou(matrices, seed=1).low != metrics.mean_iou(matrices).low
+    alone = metrics.mean_iou(matrices[:1])
+    assert alone.low == pytest.approx(alone.value) and alone.high == pytest.approx(alone.value)
+
+
+def test_images_without_a_label_beside_others_do_not_spoil_the_interval() -> None:
+    matrices = np.zeros((3, 2, 2), dtype=np.int64)
+    matrices[0] = [[3, 1], [1, 3]]
+    found = metrics.mean_iou(matrices)
+    assert (found.low, found.high) == pytest.approx((0.6, 0.6))
+
+
+def test_miou_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        metrics.mean_iou(np.zeros((2, 3, 3), dtype=np.int64))
+    assert str(caught.value) == "confusion matrices of shape (2, 3, 3) hold no labelled pixel; mIoU needs one"
+
+
+def test_an_answer_that_is_no_class_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        metrics.confusion_matrix(np.array([0, 1]), np.array([0, 3]), 3)
+    assert str(caught.value) == "answers run from 0 to 3; allowed: 0 to 2"
+    with pytest.raises(UsageError) as caught:
+        metrics.confusion_matrix(np.zeros(2, dtype=np.int64), np.zeros(3, dtype=np.int64), 3)
+    assert str(caught.value) == "labels have shape (2,) and answers (3,); they must be equal"

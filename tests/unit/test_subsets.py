@@ -66,3 +66,12 @@ def test_an_unknown_member_is_named(use) -> None:  # type: ignore[no-untyped-def
     with pytest.raises(UsageError) as caught:
         use(["rgb", "dpeth"], ORDER)
     assert str(caught.value) == "unknown modality 'dpeth'; this model has: rgb, depth, ir"
+
+
+def test_evaluated_subsets_hold_what_is_always_present() -> None:
+    found = subsets.evaluated_subsets(("rgb", "aolp", "nir"), ("rgb",))
+    assert found == (("rgb",), ("rgb", "aolp"), ("rgb", "nir"), ("rgb", "aolp", "nir"))
+    assert subsets.evaluated_subsets(("a", "b")) == subsets.all_subsets(("a", "b"))
+    with pytest.raises(UsageError) as caught:
+        subsets.evaluated_subsets(("a", "b"), ("c",))
+    assert str(caught.value) == "unknown modality 'c'; this model has: a, b"
