@@ -237,7 +237,7 @@ def _activations(deployed: Deployable, modalities: Sequence[Modality], batch: in
         return t
 
     with _training(step), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        logits = functional_call(step, tensors, (inputs,))
+        logits: Tensor = functional_call(step, tensors, (inputs,))
     return sum(int(storage.nbytes()) for storage in kept.values()) + logits.numel() * _FLOAT_BYTES
 
 

@@ -115,8 +115,7 @@ def _cross() -> Branches:
 def trunk(inputs: int) -> nn.Sequential:
     """Images (B, inputs, H, W), at least 75 x 75 (299 x 299 in the source), to maps of 2048 channels.
 
-    Weights are drawn from a normal distribution of deviation 0.1 cut at 2, scaled to the fan-in by nothing but batch
-    norm, whose epsilon is 0.001, as in the published network.
+    Weights start normal with deviation 0.1, and batch norm's epsilon is 0.001, as in the published network.
     """
     layers = nn.Sequential(
         _stem(inputs),
@@ -128,7 +127,7 @@ def trunk(inputs: int) -> nn.Sequential:
     )
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.1, a=-2.0, b=2.0)
+            nn.init.normal_(module.weight, std=0.1)
         elif isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-3
     return layers
