@@ -167,3 +167,10 @@ def test_a_crop_of_images_of_two_sizes_is_refused_with_the_sizes() -> None:
     with pytest.raises(UsageError) as error:
         augment(scenes(VOICE), [VOICE], AugmentRecipe(crop_px=4))
     assert str(error.value) == "augment.crop_px needs images of one size; they are: none"
+
+
+@pytest.mark.parametrize(("crop_px", "shift_px"), [(-1, 0), (0, -2)])
+def test_a_negative_number_of_pixels_is_refused(crop_px: int, shift_px: int) -> None:
+    with pytest.raises(UsageError) as error:
+        AugmentRecipe(crop_px=crop_px, shift_px=shift_px)
+    assert str(error.value) == f"augment.crop_px is {crop_px} and shift_px {shift_px}; they must be 0 or more"

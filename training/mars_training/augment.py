@@ -25,11 +25,27 @@ _DECADES = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class _Geometry:
-    """What was drawn for each sample (B,): mirrored or not, and the shift in whole pixels."""
+    """What was drawn for each sample (B,): mirrored or not, the shift in whole pixels, the corner of the crop."""
 
     flipped: Tensor
     down: Tensor
     right: Tensor
+    top: Tensor
+    left: Tensor
+    crop_px: int
+    moves: bool
+    """False where nothing of this is asked for."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The images (B, C, H, W) mirrored, shifted, and then cut."""
+        if not self.moves:
+            return x
+        rows, columns = _places(x.shape[-2:], self.flipped, self.down, self.right)
+        if self.crop_px:
+            window = torch.arange(self.crop_px)
+            rows = rows.gather(1, self.top[:, None] + window)
+            columns = columns.gather(1, self.left[:, None] + window)
+        return _pick(x, rows, columns)
 
 
 def augment(batch: Batch, modalities: Sequence[Modality], recipe: AugmentRecipe) -> Batch:
@@ -41,19 +57,15 @@ def augment(batch: Batch, modalities: Sequence[Modality], recipe: AugmentRecipe)
         UsageError: the recipe names a modality or channel that is not there, or a crop that does not fit.
     """
     _check(recipe, modalities)
-    geometry = _draw(len(batch), recipe)
+    geometry = _draw(batch, modalities, recipe)
     inputs = dict(batch.inputs)
-    for m in modalities:
-        if m.kind == "image":
-            inputs[m.name] = _see(inputs[m.name], m.name, geometry, recipe)
-        elif m.kind == "audio":
-            inputs[m.name] = _retune(inputs[m.name], recipe)
-    labels = _move_labels(batch.labels, geometry)
-    if recipe.crop_px:
-        inputs, labels = _crop(inputs, labels, [m.name for m in modalities if m.kind == "image"], recipe.crop_px)
     for at, m in enumerate(modalities):
-        if m.kind in ("image", "audio"):
-            inputs[m.name] = _silence(inputs[m.name], batch.present[:, at])
+        if m.kind == "image":
+            inputs[m.name] = _silence(_see(inputs[m.name], m.name, geometry, recipe), batch.present[:, at])
+        elif m.kind == "audio":
+            inputs[m.name] = _silence(_retune(inputs[m.name], recipe), batch.present[:, at])
+    maps = batch.labels.dim() == 3
+    labels = geometry.apply(batch.labels[:, None])[:, 0] if maps else batch.labels
     return dataclasses.replace(batch, inputs=inputs, labels=labels)
 
 
@@ -71,14 +83,46 @@ def _check(recipe: AugmentRecipe, modalities: Sequence[Modality]) -> None:
                 )
 
 
-def _draw(size: int, recipe: AugmentRecipe) -> _Geometry:
+def _draw(batch: Batch, modalities: Sequence[Modality], recipe: AugmentRecipe) -> _Geometry:
+    size = len(batch)
     flipped = torch.rand(size) < (0.5 if recipe.flip else 0.0)
     down, right = torch.randint(-recipe.shift_px, recipe.shift_px + 1, (2, size))
-    return _Geometry(flipped=flipped, down=down, right=right)
+    top, left = _draw_corners(batch, modalities, recipe.crop_px)
+    return _Geometry(
+        flipped=flipped,
+        down=down,
+        right=right,
+        top=top,
+        left=left,
+        crop_px=recipe.crop_px,
+        moves=bool(recipe.flip or recipe.shift_px or recipe.crop_px),
+    )
+
+
+def _draw_corners(batch: Batch, modalities: Sequence[Modality], side: int) -> tuple[Tensor, Tensor]:
+    size = len(batch)
+    if not side:
+        return torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    height, width = _cut_from(batch, modalities, side)
+    return torch.randint(0, height - side + 1, (size,)), torch.randint(0, width - side + 1, (size,))
+
+
+def _cut_from(batch: Batch, modalities: Sequence[Modality], side: int) -> tuple[int, int]:
+    """Height and width of all images of the batch, and of its label maps, which `side` must fit into."""
+    sizes = {m.name: tuple(batch.inputs[m.name].shape[-2:]) for m in modalities if m.kind == "image"}
+    if batch.labels.dim() == 3:
+        sizes["the label map"] = tuple(batch.labels.shape[-2:])
+    if len(set(sizes.values())) != 1:
+        shown = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
+        raise UsageError(f"augment.crop_px needs images of one size; they are: {shown or 'none'}")
+    height, width = next(iter(sizes.values()))
+    if side > min(height, width):
+        raise UsageError(f"augment.crop_px is {side}; the images are {height} x {width}")
+    return height, width
 
 
 def _see(x: Tensor, name: str, geometry: _Geometry, recipe: AugmentRecipe) -> Tensor:
-    moved = move(x, geometry.flipped, geometry.down, geometry.right)
+    moved = geometry.apply(x)
     if name in recipe.flip_negates:
         moved = _negate(moved, geometry.flipped, recipe.flip_negates[name])
     return _relight(moved, recipe) if name in recipe.photometric else moved
@@ -91,40 +135,6 @@ def _negate(x: Tensor, flipped: Tensor, channels: tuple[int, ...]) -> Tensor:
     return torch.where(flipped[:, None, None, None] & named[:, None, None], 1.0 - x, x)
 
 
-def _move_labels(labels: Tensor, geometry: _Geometry) -> Tensor:
-    """Label maps (B, H, W) moved as the images are; class labels (B,) as they are."""
-    if labels.dim() == 1:
-        return labels
-    return move(labels[:, None], geometry.flipped, geometry.down, geometry.right)[:, 0]
-
-
-def _crop(
-    inputs: dict[str, Tensor], labels: Tensor, images: Sequence[str], side: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The same random square of `side` pixels of every image (B, C, H, W) of a sample, and of its label map."""
-    sizes = {name: tuple(inputs[name].shape[-2:]) for name in images}
-    if labels.dim() == 3:
-        sizes["the label map"] = tuple(labels.shape[-2:])
-    if len(set(sizes.values())) != 1:
-        shown = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
-        raise UsageError(f"augment.crop_px needs images of one size; they are: {shown or 'none'}")
-    height, width = next(iter(sizes.values()))
-    if side > min(height, width):
-        raise UsageError(f"augment.crop_px is {side}; the images are {height} x {width}")
-    top = torch.randint(0, height - side + 1, (len(labels),))
-    left = torch.randint(0, width - side + 1, (len(labels),))
-    cut = {name: _windows(inputs[name], top, left, side) for name in images}
-    if labels.dim() == 3:
-        labels = _windows(labels[:, None], top, left, side)[:, 0]
-    return {**inputs, **cut}, labels
-
-
-def _windows(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    rows = top[:, None, None] + torch.arange(side)[None, :, None]
-    columns = left[:, None, None] + torch.arange(side)[None, None, :]
-    return x[torch.arange(len(x))[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
-
-
 def _silence(x: Tensor, present: Tensor) -> Tensor:
     """Exact zeros where a row lacks the modality: light and noise would have written on them."""
     return x if bool(present.all()) else torch.where(present.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
@@ -132,12 +142,20 @@ def _silence(x: Tensor, present: Tensor) -> Tensor:
 
 def move(x: Tensor, flipped: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Each image mirrored where `flipped` (B,), then shifted by whole pixels; border pixels repeat."""
-    batch, _, height, width = x.shape
+    return _pick(x, *_places(x.shape[-2:], flipped, down, right))
+
+
+def _places(size: Sequence[int], flipped: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (B, H) and columns (B, W) of the original that are shown in place of 0, 1, 2, ..."""
+    height, width = size
     rows = (torch.arange(height) - down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width) - right[:, None]).clamp(0, width - 1)
-    columns = torch.where(flipped[:, None], width - 1 - columns, columns)
-    at = torch.arange(batch)[:, None, None]
-    # One gather for mirror and shift; its result is channels last, as the convolutions want it.
+    return rows, torch.where(flipped[:, None], width - 1 - columns, columns)
+
+
+def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    at = torch.arange(len(x))[:, None, None]
+    # One gather for mirror, shift and crop; its result is channels last, as the convolutions want it.
     return x[at, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

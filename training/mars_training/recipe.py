@@ -276,6 +276,10 @@ class AugmentRecipe:
     photometric: tuple[str, ...] = ()
     """Names of the image modalities whose brightness and contrast change."""
 
+    def __post_init__(self) -> None:
+        if self.crop_px < 0 or self.shift_px < 0:
+            raise UsageError(f"augment.crop_px is {self.crop_px} and shift_px {self.shift_px}; they must be 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecipe:

@@ -71,7 +71,7 @@ def read(recipe: DataRecipe, split: SplitName, folder: Path) -> Split:
     every = find_clips(recipe, split, folder)
     clips = [every[i] for i in balanced_head(np.array([c.label for c in every], dtype=np.int64), recipe.limit)]
     sounds = [folder / "AudioWAV" / f"{clip.name}.wav" for clip in clips]
-    need_files(sounds, folder / ("test.csv" if split == "test" else "train.csv"))
+    need_files(sounds, _listed(recipe, split, folder))
     raw = {
         "audio": RawFiles(sounds, _hear),
         "visual": RawFiles([find_picture(folder, clip.name) for clip in clips], _see),
@@ -108,6 +108,12 @@ def _picture_or_folder(folder: Path, clip: str) -> Path:
         return find_picture(folder, clip)
     except UsageError:
         return folder / "Image-01-FPS" / clip / "*.jpg"
+
+
+def _listed(recipe: DataRecipe, split: SplitName, folder: Path) -> Path:
+    if recipe.protocol == "speaker_disjoint":
+        return folder
+    return folder / ("test.csv" if split == "test" else "train.csv")
 
 
 def find_clips(recipe: DataRecipe, split: SplitName, folder: Path) -> list[Clip]:
