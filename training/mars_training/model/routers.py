@@ -48,7 +48,7 @@ class CombinationBias(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, *features: Tensor) -> Tensor:
-        there = torch.stack([f.abs().amax((1, 2, 3)) > 0 for f in features], dim=1)
+        there = torch.cat([f.abs().flatten(1).amax(1, keepdim=True) for f in features], dim=1) > 0
         logits: Tensor = self.bias(there.to(self.bias.weight.dtype))
         return logits
 
