@@ -6,6 +6,7 @@ import argparse
 import json
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from mars_training.data.findings import Finding
 _WIDTH = 100
 _LINES = 40
 _MOST_CLASSES = 6
-_EXAMPLES = 5
+_EXAMPLES = ((5, 5), (5, 2), (5, 1), (5, 0), (2, 0), (0, 0))
+"""How many of a problem and of a warning are shown, the best that fits."""
 _EXIT_UNUSABLE = UsageError.exit_code
 
 
@@ -65,20 +67,19 @@ def as_text(report: Report) -> str:
     """The report in at most 40 lines of at most 100 columns; where it is cut it says so."""
     head = [*_title(report), "", *_modalities(report), "", *_splits(report), *_classes(report), ""]
     room = _LINES - len(head) - 1
-    lines = [*head, *_findings(report.findings, room), _verdict(report)]
-    return "\n".join(_cut(line.replace(f"{report.folder}/", "")) for line in lines)
+    lines = [*head, *_findings(report, room), _verdict(report)]
+    return "\n".join(_cut(line) for line in lines)
 
 
 def _cut(line: str) -> str:
-    line = " ".join(line.splitlines()).rstrip()
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 4] + " ..."
+    return line.rstrip() if len(line.rstrip()) <= _WIDTH else line[: _WIDTH - 4] + " ..."
 
 
 def _title(report: Report) -> Iterator[str]:
     source = report.source
     kinds = "live or spoof" if source.positive_label else source.task
-    yield f"{report.folder}: {report.reader}, {kinds}, {len(source.labels)} classes"
-    yield source.note
+    yield f"{report.reader}: {kinds}, {len(source.labels)} classes; {source.note}"
+    yield f"in {report.folder}"
 
 
 def _modalities(report: Report) -> list[str]:
@@ -95,7 +96,7 @@ def _held(m: Modality, seen: Seen) -> str:
     if m.kind == "audio":
         return f"{seen.low:.2f} to {seen.high:.2f} s at {m.rate_hz:g} Hz; window {m.window_s:g} s"
     if m.kind == "text":
-        return f"{seen.low:g} to {seen.high:g} words; {m.length} are kept"
+        return f"{seen.low:g} to {seen.high:g} words; the first {m.length} are kept"
     values = f"{seen.low:.4g} to {seen.high:.4g}; range {m.range[0]:g} to {m.range[1]:g}"
     return f"{_shapes(seen)} {' and '.join(sorted(seen.dtypes))}, {values}"
 
@@ -133,14 +134,20 @@ def _spread(name: str, split: SplitSummary) -> str:
     counts = sorted((int(rows), label) for label, rows in split.classes.items())
     rarest = ", ".join(f"{label} {rows:,}" for rows, label in counts[:3])
     middle = statistics.median(rows for rows, _ in counts)
-    return f"{name}: {counts[0][0]:,} to {counts[-1][0]:,} rows per class, median {middle:,.0f}; rarest: {rarest}"
+    return f"{name}: {_span(counts[0][0], counts[-1][0])} rows per class, median {middle:,.0f}; rarest: {rarest}"
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _shares(name: str, split: SplitSummary) -> str:
     ranked = sorted(split.classes.items(), key=lambda item: -item[1])
-    shown = ranked if len(ranked) <= _MOST_CLASSES else [*ranked[:2], *ranked[-3:]]
-    shares = ", ".join(f"{label} {100 * share:.3g} %" for label, share in shown)
-    return f"{name}: {split.maps} label maps, {100 * (split.ignored or 0.0):.3g} % ignored; pixels: {shares}"
+    most = ranked if len(ranked) <= _MOST_CLASSES else ranked[:2]
+    least = [] if len(ranked) <= _MOST_CLASSES else ranked[-2:]
+    parts = [", ".join(f"{label} {100 * share:.2g} %" for label, share in part) for part in (most, least) if part]
+    maps = f"{split.maps} label map{'s' * (split.maps != 1)}"
+    return f"{name}: {maps}, {100 * (split.ignored or 0.0):.2g} % ignored; {' ... '.join(parts)}"
 
 
 def _table(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
@@ -155,30 +162,41 @@ def _table(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     ]
 
 
-def _findings(findings: Sequence[Finding], room: int) -> list[str]:
-    """The findings with as many examples each, up to five, as there is room for."""
-    for examples in range(_EXAMPLES, -1, -1):
-        lines = [line for finding in findings for line in _finding(finding, examples)]
+def _findings(report: Report, room: int) -> list[str]:
+    """The findings with as many examples as there is room for; warnings give theirs up first."""
+    lines: list[str] = []
+    for of_problem, of_warning in _EXAMPLES:
+        most = {"problem": of_problem, "warning": of_warning}
+        lines = [line for found in report.findings for line in _finding(found, most[found.level], report.folder)]
         if len(lines) <= room:
             return lines
     kept = max(room - 1, 0)
-    return [*lines[:kept], f"... and {len(lines) - kept} more findings; --json lists all"]
+    return [*lines[:kept], f"... and {len(lines) - kept} more lines; --json has everything"]
 
 
-def _finding(finding: Finding, examples: int) -> Iterator[str]:
+def _finding(finding: Finding, examples: int, folder: Path) -> Iterator[str]:
     shown = finding.examples[:examples]
-    if sum(map(len, shown)) <= _WIDTH // 2 and shown:
+    if not shown or sum(map(len, shown)) > _WIDTH // 2:
+        yield from _wrapped(f"{finding.level}: {finding.text}", folder)
+    else:
         more = ", ..." if len(finding.examples) > len(shown) else ""
-        yield f"{finding.level}: {finding.text}: {', '.join(shown)}{more}"
+        yield from _wrapped(f"{finding.level}: {finding.text}: {', '.join(shown)}{more}", folder)
         return
-    yield f"{finding.level}: {finding.text}"
-    yield from (f"    {line}" for line in shown)
+    for line in shown:
+        yield from _wrapped(f"    {line}", folder)
     if shown and len(finding.examples) > len(shown):
         yield f"    ... and {len(finding.examples) - len(shown):,} more"
+
+
+def _wrapped(line: str, folder: Path) -> list[str]:
+    """The line in as many as it takes, paths as they are inside the folder."""
+    return textwrap.wrap(line.replace(f"{folder}/", ""), _WIDTH, subsequent_indent="      ", break_on_hyphens=False)
 
 
 def _verdict(report: Report) -> str:
     problems = sum(f.level == "problem" for f in report.findings)
     warnings = len(report.findings) - problems
     counts = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return f"{'usable' if report.usable else 'NOT USABLE'}: {counts}"
+    rows, decoded = (sum(getattr(s, name) for s in report.splits.values()) for name in ("rows", "decoded"))
+    part = f"; {decoded:,} of {rows:,} rows were decoded, --decode N decodes more" if decoded < rows else ""
+    return f"{'usable' if report.usable else 'NOT USABLE'}: {counts}{part}"

@@ -192,11 +192,13 @@ def check(
 def _listings(recipe: DataRecipe, folder: Path, findings: list[Finding]) -> dict[SplitName, Listing]:
     """The listing of every split that can be read; what is wrong with rows, lists and files is found."""
     read_listing, listings = _LISTINGS[recipe.reader], dict[SplitName, Listing]()
+    refused: dict[str, list[str]] = {}
     for split in _SPLITS:
         try:
             listings[split] = read_listing(recipe, split, folder)
         except UsageError as error:
-            findings.append(problem(f"{split}: {error}"))
+            refused.setdefault(str(error), []).append(split)
+    findings += [problem(f"{'+'.join(names)}: {message}") for message, names in refused.items()]
     # A table has one list for all splits, so all tell the same problems.
     wrong = tuple(dict.fromkeys(line for found in listings.values() for line in found.problems))
     if wrong:

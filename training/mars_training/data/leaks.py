@@ -20,7 +20,6 @@ _GROUPS: dict[Reader, str] = {
     "digits": "speakers",
 }
 """What a group is; for the other readers just a group."""
-_SHOWN = 80
 
 
 def _pairs(listings: Listings) -> Iterator[tuple[SplitName, SplitName]]:
@@ -33,41 +32,45 @@ def group_leaks(reader: Reader, listings: Listings, source: Source) -> Iterator[
     for one, two in _pairs(listings):
         both = sorted(groups[one] & groups[two])
         if both:
-            shared = f"{len(both)} of the {len(groups[two])} {_GROUPS.get(reader, 'groups')} in {two} are in {one} too"
-            hint = '; data.protocol = "speaker_disjoint" shares none' if reader == "crema_d" else ""
+            shared = f"{len(both)} of {len(groups[two])} {_GROUPS.get(reader, 'groups')} in {two} are in {one} too"
+            hinted = reader == "crema_d" and (one, two) == ("train", "test")
+            hint = ' (protocol = "speaker_disjoint" shares none)' if hinted else ""
             yield warning(f"leak: {shared}{hint}", both)
     unknown = sum(entry.group is None for found in listings.values() for entry in found.entries)
     if unknown:
         rows = sum(len(found.entries) for found in listings.values())
-        yield warning(f"{_whose(reader, source)} of {unknown:,} of {rows:,} rows: one may be on two sides")
+        yield warning(
+            f"{_unnamed(reader, source)} whose {unknown:,} of {rows:,} rows are: a person may be on two sides"
+        )
 
 
-def _whose(reader: Reader, source: Source) -> str:
+def _unnamed(reader: Reader, source: Source) -> str:
     if reader != "table":
-        return "nothing names the person or place"
-    if source.positive_label is not None:
-        return "group names attack species here, nothing the person"
-    return "no column group names the person or place"
+        return "nothing says"
+    return "no column group says" if source.positive_label is None else "group names attack species, so nothing says"
 
 
 def file_leaks(listings: Listings, contents: Contents) -> Iterator[Finding]:
     """Equal files or texts on two sides, then within one, and how many files were not compared."""
     for one, two in _pairs(listings):
-        for name in listings[one].entries[0].files:
-            yield from _shared(one, two, listings, name, contents)
+        shared = {name: _shared(one, two, listings, name, contents) for name in listings[one].entries[0].files}
+        counts = ", ".join(f"{name} {len(lines):,} of {total:,}" for name, (lines, total) in shared.items() if lines)
+        if counts:
+            yield warning(
+                f"leak: {two} holds what {one} holds: {counts}", [e for lines, _ in shared.values() for e in lines]
+            )
     for split, found in listings.items():
         yield from _copies(split, found.entries, contents)
     if contents.unread:
         yield warning(f"{contents.unread:,} files of equal sizes were not compared; at most {MOST_COMPARED:,} are")
 
 
-def _shared(one: SplitName, two: SplitName, listings: Listings, name: str, contents: Contents) -> Iterator[Finding]:
+def _shared(one: SplitName, two: SplitName, listings: Listings, name: str, contents: Contents) -> tuple[list[str], int]:
+    """A line for each row of `two` whose `name` a row of `one` has too, and how many rows of `two` have any."""
     first, second = ([e for e in listings[side].entries if e.files[name]] for side in (one, two))
     known = {contents.of(entry, name): entry for entry in reversed(first)}
     pairs = [(entry, known.get(contents.of(entry, name))) for entry in second]
-    lines = [f"row {b.id!r} has that of row {a.id!r}: {str(b.files[name])[:_SHOWN]}" for b, a in pairs if a]
-    if lines:
-        yield warning(f"leak: {len(lines):,} of {len(second):,} {name} samples in {two} are in {one} too", lines)
+    return [f"row {b.id!r} has the {name} of row {a.id!r}" for b, a in pairs if a], len(second)
 
 
 def _copies(split: SplitName, entries: Sequence[Entry], contents: Contents) -> Iterator[Finding]:
@@ -83,8 +86,17 @@ def _copies(split: SplitName, entries: Sequence[Entry], contents: Contents) -> I
         yield warning(f"{split}: {count(alike, 'row')} a copy of another", alike)
     if against:
         yield warning(f"{split}: {count(against, 'row')} a copy of another, with another label", against)
-    for name in entries[0].files if entries else ():
-        files = [entry for entry in entries if isinstance(entry.files[name], Path)]
-        repeated = len(files) - len({contents.of(entry, name) for entry in files})
-        if repeated > len(alike) + len(against):
-            yield warning(f"{split}: {repeated:,} of {len(files):,} {name} files equal another row's")
+    counts = [_repeated(entries, name, contents, len(alike) + len(against)) for name in _names(entries)]
+    if any(counts):
+        yield warning(f"{split}: files that equal another row's: {', '.join(filter(None, counts))}")
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    return list(entries[0].files) if entries else []
+
+
+def _repeated(entries: Sequence[Entry], name: str, contents: Contents, copies: int) -> str:
+    """How many files equal another one's, where that is more than whole rows do; else nothing."""
+    files = [entry for entry in entries if isinstance(entry.files[name], Path)]
+    repeated = len(files) - len({contents.of(entry, name) for entry in files})
+    return f"{name} {repeated:,} of {len(files):,}" if repeated > copies else ""

@@ -21,14 +21,14 @@ class Entry:
         label: its class; None where the label is a map.
         group: whose sample it is (a person, a speaker), for data whose splits should not share any; None if unknown.
         files: by modality, in fusion order; a modality of several files has an entry for each.
-        label_map: segmentation only.
+        label_files: segmentation only: what the label map is made of.
     """
 
     id: str
     label: str | None
     group: str | None
     files: Mapping[str, Cell]
-    label_map: Path | None = None
+    label_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,6 @@ def absent_files(entries: Sequence[Entry]) -> list[str]:
     return [
         f"row {entry.id!r}: {name}: no file {path}"
         for entry in entries
-        for name, path in (*entry.files.items(), ("label", entry.label_map))
+        for name, path in (*entry.files.items(), *(("label", path) for path in entry.label_files))
         if isinstance(path, Path) and not path.is_file()
     ]

@@ -104,7 +104,7 @@ def listing(recipe: DataRecipe, split: SplitName, folder: Path) -> Listing:
             label=None,
             group=scene.name.rpartition("_")[0] or None,
             files={name: scene.path(kind) for name, kind in _FILES.items()},
-            label_map=scene.path("GT"),
+            label_files=(scene.path("GT"), scene.path("NIR_warped_mask")),
         )
         for scene in scenes
     ]
@@ -121,7 +121,6 @@ _FILES = {
     "aolp cos": "polL_aolp_cos",
     "dolp": "polL_dolp",
     "nir": "NIR_warped",
-    "nir mask": "NIR_warped_mask",
 }
 
 

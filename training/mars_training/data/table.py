@@ -317,7 +317,7 @@ def _row(named: Mapping[str, str], declaration: Declaration, folder: Path) -> tu
             label=None if segments else _label(named["label"], declaration.source),
             group=_group(named),
             files=files,
-            label_map=_inside(named["label"], (".png",), "label", folder) if segments else None,
+            label_files=(_inside(named["label"], (".png",), "label", folder),) if segments else (),
         )
     except UsageError as error:
         raise UsageError(f"{where}{error}") from None
@@ -388,9 +388,8 @@ class RawLabelMaps:
         import cv2
 
         row = self.rows[index]
-        assert row.label_map is not None
         try:
-            found = read_label_map(row.label_map, self.classes)
+            found = read_label_map(row.label_files[0], self.classes)
         except UsageError as error:
             raise UsageError(f"row {row.id!r}: {error}") from None
         if self.size is None or found.shape == self.size:
