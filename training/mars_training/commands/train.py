@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,11 @@ import torch
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
 from mars_training.checkpoint import RunInfo, is_finished, load_info
+from mars_training.commands.check import check, headline, text, to_dict
 from mars_training.data.load import describe, load_data
-from mars_training.data.split import Source
 from mars_training.evaluate import score_table
-from mars_training.methods import build_model, deployed_of
-from mars_training.model.build import parameter_count
 from mars_training.recipe import Recipe, load_recipe
+from mars_training.tensorboard import writer_hook
 from mars_training.train import EpochReport, FitResult, Hooks, train
 
 _EXAMPLE = "example: mars-edge train training/recipes/face_antispoof.toml --seed 0 -o runs/face_antispoof"
@@ -31,10 +30,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("recipe", type=Path, help="a .toml file, see training/recipes")
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder of the data set (the rig needs none)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and masks (default: 0)")
-    parser.add_argument("--fold", type=int, choices=(0, 1, 2), help="speaker fold, in place of the recipe's")
+    parser.add_argument("--fold", type=int, choices=range(5), help="speaker fold, in place of the recipe's")
     parser.add_argument("-o", "--output", type=Path, metavar="RUN", help="run directory (default: runs/NAME-seedN)")
     parser.add_argument("--threads", type=int, default=_usable_cores(), help="processor threads (default: all)")
-    parser.add_argument("--check", action="store_true", help="print what would be trained, then stop")
+    parser.add_argument("--check", action="store_true", help="print parameters, MACs and memory, then stop")
+    parser.add_argument("--tensorboard", action="store_true", help="also write event files to RUN/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -51,24 +51,36 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--threads is {options.threads}; it must be at least 1")
     torch.set_num_threads(options.threads)
     recipe = _with_fold(load_recipe(options.recipe), options.fold)
-    source = describe(recipe.data)
+    source = describe(recipe.data, options.data)
     if options.check:
-        print(_check(recipe, source))
+        found = check(recipe, source)
+        print(json.dumps(to_dict(found)) if options.json else text(found))
         return 0
     run = options.output or Path("runs") / f"{recipe.name}-seed{options.seed}"
     _refuse_another_run(run, RunInfo(recipe=recipe, seed=options.seed, source=source))
     if not options.quiet:
-        print(f"{_check(recipe, source)}\nrun directory: {run}", file=sys.stderr, flush=True)
-    hooks = Hooks() if options.quiet else Hooks(after_epoch=_progress)
+        print(f"{headline(check(recipe, source))}\nrun directory: {run}", file=sys.stderr, flush=True)
+    hooks = _hooks(run, quiet=options.quiet, tensorboard=options.tensorboard)
     result = train(recipe, load_data(recipe, folder=options.data), run, seed=options.seed, hooks=hooks)
     print(_json(run, result) if options.json else _summary(run, result))
     return 0
 
 
+def _hooks(run: Path, *, quiet: bool, tensorboard: bool) -> Hooks:
+    after: list[Callable[[EpochReport], None]] = [] if quiet else [_progress]
+    after += [writer_hook(run)] if tensorboard else []
+
+    def after_epoch(report: EpochReport) -> None:
+        for call in after:
+            call(report)
+
+    return Hooks(after_epoch=after_epoch)
+
+
 def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
     if fold is None:
         return recipe
-    if recipe.data.reader != "digits":
+    if recipe.data.reader not in ("digits", "crema_d"):
         raise UsageError(f"--fold {fold}: recipe {recipe.name!r} reads {recipe.data.reader!r}, which has no folds")
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, fold=fold))
 
@@ -80,16 +92,6 @@ def _refuse_another_run(run: Path, info: RunInfo) -> None:
         raise UsageError(f"{run} holds a finished run; choose another directory with -o")
     if load_info(run) != info:
         raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
-
-
-def _check(recipe: Recipe, source: Source) -> str:
-    model = build_model(recipe, source.modalities, len(source.labels), source.task)
-    shapes = ", ".join(f"{m.name} {'x'.join(map(str, m.shape))}" for m in source.modalities)
-    deployed = parameter_count(deployed_of(model))
-    return (
-        f"{recipe.name}: {recipe.method}, {deployed:,} parameters deployed, {parameter_count(model):,} in training\n"
-        f"inputs: {shapes}; classes: {', '.join(source.labels)} ({source.note})"
-    )
 
 
 def _progress(report: EpochReport) -> None:
