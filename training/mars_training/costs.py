@@ -24,7 +24,6 @@ from mars_training.data.split import Task
 from mars_training.model.build import parameter_count
 from mars_training.model.deployable import Deployable
 from mars_training.model.mars import DeployedMars
-from mars_training.model.mixture import dense_mixture
 from mars_training.recipe import ScheduleRecipe
 
 _FLOAT_BYTES = 4
@@ -256,15 +255,7 @@ class _TwoPasses(nn.Module):
         deployed = cast(Deployable, self.deployed)
         features = [torch.cat([f, f]) for f in deployed.encode_all(inputs)]
         present = torch.ones(len(features[0]), len(features), dtype=torch.bool, device="meta")
-        if not isinstance(self.deployed, DeployedMars):
-            return deployed.classify(features, present)
-        # Which rows an expert sees depends on values, which there are none of: all experts see all rows.
-        z, logits = self.deployed.route(features, present)
-        combined = dense_mixture(self.deployed.experts, z, self.deployed.gates(logits))
-        if self.deployed.expert_shared is not None:
-            combined = combined + self.deployed.expert_shared(z)
-        answer: Tensor = self.deployed.head(combined)
-        return answer
+        return deployed.classify(features, present)
 
 
 @contextmanager

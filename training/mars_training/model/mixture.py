@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mars_training.distributed import all_sum
+
 Experts = Sequence[nn.Module] | nn.ModuleList
 
 
@@ -22,7 +24,8 @@ def runs_sparse(dispatch: str, active: int, experts: int, *, training: bool) -> 
 
 def mixture(experts: Experts, z: Tensor, gates: Tensor, *, sparse: bool) -> Tensor:
     """sum_j gates_j E_j(z)."""
-    return sparse_mixture(experts, z, gates) if sparse else dense_mixture(experts, z, gates)
+    # On the meta device, where costs are measured, gates have no values to dispatch by.
+    return sparse_mixture(experts, z, gates) if sparse and not z.is_meta else dense_mixture(experts, z, gates)
 
 
 def dense_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
@@ -35,16 +38,19 @@ def dense_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
 def sparse_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
     """sum_j gates_j E_j(z): each expert sees the rows whose gate is not zero; one without rows does not run."""
     expert_of, row_of = (gates != 0).t().nonzero(as_tuple=True)
-    counts = torch.bincount(expert_of, minlength=len(experts)).tolist()
-    parts = torch.split(row_of, counts)
-    outputs = [_run(expert, z[rows]) for expert, rows in zip(experts, parts, strict=True) if len(rows)]
+    counts = torch.bincount(expert_of, minlength=len(experts))
+    parts = torch.split(row_of, counts.tolist())
+    # In training, batch norm sums over processes: all run an expert, with rows of their own or not, or none does.
+    everywhere = all_sum(counts) if experts[0].training else counts
+    runs = zip(experts, parts, everywhere.tolist(), strict=True)
+    outputs = [_run(expert, z[rows], count) for expert, rows, count in runs if count]
     stacked = torch.cat(outputs)
     weights = gates[row_of, expert_of].to(stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
     return stacked.new_zeros(len(z), *stacked.shape[1:]).index_add(0, row_of, weights * stacked)
 
 
-def _run(expert: nn.Module, rows: Tensor) -> Tensor:
-    if len(rows) > 1 or not expert.training:
+def _run(expert: nn.Module, rows: Tensor, count: int) -> Tensor:
+    if count > 1 or not expert.training:
         output: Tensor = expert(rows)
         return output
     # One row has no variance over a 1x1 map: batch norm takes its running statistics, and does not update them.

@@ -6,14 +6,26 @@ Source: arXiv 2606.30355, section "Residual-guided routing"; noisy gating: arXiv
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mars_training import draws
+
 # Keeps the noise scale, and with it the load estimator's denominator, away from zero.
 _NOISE_FLOOR = 1e-2
+
+
+def in_float32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of `x` without autocast, which would round to 8 bits what is compared: ranks of near-equal logits."""
+    # Asked first, so that a graph that is exported holds no trace of it. The meta device has no autocast to ask for.
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return function(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x.float())
 
 
 def top_k_gates(logits: Tensor, k: int) -> Tensor:
@@ -31,6 +43,9 @@ class FeatureRouter(nn.Module):
         self.out = nn.Conv2d(width, experts, 1)
 
     def forward(self, z: Tensor) -> Tensor:
+        return in_float32(self._logits, z)
+
+    def _logits(self, z: Tensor) -> Tensor:
         logits: Tensor = self.out(self.hidden(z.mean((2, 3), keepdim=True)))
         return logits.flatten(1)
 
@@ -49,8 +64,7 @@ class CombinationBias(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         there = torch.cat([f.abs().flatten(1).amax(1, keepdim=True) for f in features], dim=1) > 0
-        logits: Tensor = self.bias(there.to(self.bias.weight.dtype))
-        return logits
+        return in_float32(self.bias, there.to(self.bias.weight.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,5 +120,5 @@ class ResidualRouter(nn.Module):
             if self.noise is None:
                 return clean_routing(clean, self.active_experts)
             scale = functional.softplus(self.noise(residual)) + _NOISE_FLOOR
-        noisy = clean + torch.randn_like(clean) * scale if self.training else clean
+        noisy = clean + draws.normal(*clean.shape, device=clean.device) * scale if self.training else clean
         return NoisyRouting(clean=clean, scale=scale, noisy=noisy, gates=top_k_gates(noisy, self.active_experts))
