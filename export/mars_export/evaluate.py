@@ -103,7 +103,9 @@ def score_at_operating_point(logits: NDArray[np.float32], split: Split, manifest
     scores = positive_scores(logits, positive, point.temperature)
     live = split.class_labels.numpy() == positive
     errors = metrics.spoof_errors(scores, live, split.group_labels, point.threshold)
-    return spoof_score(errors, subset, len(split))
+    # Where a threshold stands changes no probability: calibration is that of the largest logit.
+    sure = score_logits(logits, split, source, subset)
+    return spoof_score(errors, subset, len(split), ece=sure.ece, nll=sure.nll)
 
 
 def evaluate_artifact(

@@ -32,7 +32,7 @@ from mars_training.evaluate import (
     score_subsets,
     score_table,
 )
-from mars_training.methods import build_model
+from mars_training.methods import build_model, deployed_of
 from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe
 
 NAMES = ("a", "b", "c")
@@ -264,6 +264,30 @@ def test_maps_without_a_labelled_pixel_are_not_measured() -> None:
     split = maps_of(2)
     blank = dataclasses.replace(split, labels=torch.full((2, 6, 5), IGNORED))
     assert set(evaluate(Summing(), blank, MAPS).unmeasured.values()) == {"its rows have no labelled pixel"}
+
+
+def test_a_segmentation_model_is_evaluated_on_every_subset() -> None:
+    images = tuple(Modality(name=n, kind="image", size=(32, 32), dtype="uint8", range=(0, 255)) for n in ("rgb", "nir"))
+    source = Source(modalities=images, labels=CLASSES, positive_label=None, note="toy", task="segmentation")
+    pyramid = EncoderRecipe(kind="mobile_seg", channels=(8, 8, 8), strides=(2, 2, 2), depths=(1, 1, 1), aspp=8, low=4)
+    recipe = Recipe(
+        name="toy",
+        data=DataRecipe(reader="rig"),
+        model=ModelRecipe(
+            encoders={"rgb": pyramid, "nir": pyramid}, experts=4, active_experts=2, width=8, expert_channels=(8,),
+            fusion_stride=1, expert_stride=1,
+        ),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    split = Split(
+        inputs={m.name: torch.rand(5, 1, 32, 32, generator=generator) for m in images},
+        labels=torch.randint(0, 3, (5, 32, 32), generator=generator),
+        groups=torch.zeros(5, dtype=torch.long),
+        group_names=("x",),
+    )
+    found = evaluate(deployed_of(build_model(recipe, images, 3, "segmentation")), split, source, batch_size=2)
+    assert [(s.subset, s.metric, s.n) for s in found.scores] == [(n, "miou", 5) for n in ("rgb", "nir", "rgb+nir")]
+    assert all(0.0 <= s.low <= s.value <= s.high < 0.4 and s.nll is not None and s.nll > 1.0 for s in found.scores)
 
 
 def test_the_table_fits_a_terminal_whatever_the_names() -> None:

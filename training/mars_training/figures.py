@@ -76,10 +76,18 @@ def draw_curves(axes: Axes, found: Diagnostics) -> None:
     axes.plot(curves.epochs, [100 * e for e in curves.mean], color=_INK, linewidth=2.2, label="mean")
     chosen = found.selected["epoch"] + 1
     axes.axvline(chosen, color=_INK, linestyle=":", linewidth=1)
+    # Beside the line, on the side where there is room.
+    right = 2 * chosen > found.epochs
     axes.annotate(
-        f"selected: {chosen}", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(-3, -2),
-        textcoords="offset points", ha="right", va="top", fontsize=8,
-    )  # fmt: skip
+        f"selected: {chosen}",
+        (chosen, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3 if right else 3, -2),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+        fontsize=8,
+    )
     axes.set_ylim(bottom=0)
     _number_epochs(axes)
     axes.set_ylabel("error in %")
