@@ -60,7 +60,10 @@ def columns_of(rows: Sequence[TableRow]) -> list[str]:
     subsets = [name for name in (done[0][1] if done else []) if name != MEAN]
     for row, names in done:
         if set(names) != {*subsets, MEAN}:
-            raise UsageError(f"row {row.name!r} has {', '.join(names)}; {done[0][0].name!r} has {', '.join(subsets)}")
+            here, there = ", ".join(n for n in names if n != MEAN), ", ".join(subsets)
+            raise UsageError(
+                f"row {row.name!r} was measured on {here}, row {done[0][0].name!r} on {there}; they cannot be compared"
+            )
     return [*subsets, MEAN, *([LAST] if any(row.last for row in rows) else [])]
 
 
@@ -78,7 +81,8 @@ def comparisons(rows: Sequence[TableRow], pairs: Sequence[Pair]) -> dict[Pair, P
 
 def as_markdown(rows: Sequence[TableRow], pairs: Sequence[Pair]) -> str:
     """Both tables and their notes, as Markdown."""
-    return "\n\n".join([_errors_table(rows), *_paired_table(rows, pairs), _notes(rows)])
+    tests = comparisons(rows, pairs)
+    return "\n\n".join([_errors_table(rows), *_paired_table(rows, tests), _notes(rows, tests)])
 
 
 def as_dict(rows: Sequence[TableRow], pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -148,8 +152,7 @@ def _spread_cell(row: TableRow, column: str, best: str) -> str:
     return f"**{text}**" if f"{found.mean:.2f}" == best and not row.privileged else text
 
 
-def _paired_table(rows: Sequence[TableRow], pairs: Sequence[Pair]) -> list[str]:
-    tests = comparisons(rows, pairs)
+def _paired_table(rows: Sequence[TableRow], tests: Mapping[Pair, Paired]) -> list[str]:
     if not tests:
         return []
     signed_rank = any(test.wilcoxon is not None for test in tests.values())
@@ -171,16 +174,18 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _notes(rows: Sequence[TableRow]) -> str:
+def _notes(rows: Sequence[TableRow], tests: Mapping[Pair, Paired]) -> str:
     keys = {key for row in rows for key in row.errors}
     folds = {fold for _, fold in keys}
     lines = [
         "Error in percent, lower is better, of the epoch that validation selected: mean over runs ± sample standard "
         f"deviation over seeds{' of their means over folds' if len(folds) > 1 else ''}. Best value in bold."
     ]
-    if len(rows) > 2:
-        lines.append("Intervals and p are of a paired t-test and stand alone; p (Holm) is adjusted for all of them.")
-    if len(folds) > 1:
+    if len(tests) > 1:
+        lines.append(
+            f"Each interval and p is of one paired t-test alone; p (Holm) is adjusted for all {len(tests)} of them."
+        )
+    if tests and len(folds) > 1:
         lines.append(
             "Pairs are (seed, fold): those of one fold share their test samples, so an interval speaks of these folds."
         )
