@@ -34,7 +34,7 @@ def test_a_resolved_recipe_survives_json() -> None:
         ),
         (
             MINIMAL | {"method": "magic"},
-            "recipe.method is 'magic'; allowed: mars, modality_dropout",
+            "recipe.method is 'magic'; allowed: mars, moe, modality_dropout, hemis, shaspec, dmrnet, simmlm, flex_moe",
         ),
         (MINIMAL | {"schedule": {"epochs": 2.5}}, "recipe.schedule.epochs is 2.5; it must be of type int"),
         (MINIMAL | {"sampling": {"guided": 1}}, "recipe.sampling.guided is 1; it must be of type bool"),

@@ -551,3 +551,9 @@ def test_a_clean_routing_has_the_gates_of_its_logits_and_one_scale() -> None:
     logits = torch.randn(3, 4)
     routing = clean_routing(logits, 2)
     assert torch.equal(routing.gates, top_k_gates(logits, 2)) and set(routing.scale.flatten().tolist()) == {0.25}
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        LossRecipe(distill_temperature=0.0)
+    assert str(error.value) == "loss.imitate_temperature is 1.0 and distill_temperature 0.0; they must be above 0"

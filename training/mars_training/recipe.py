@@ -195,6 +195,13 @@ class LossRecipe:
     """Epochs of the first stage of the peers that have two: simmlm trains its experts alone, flex_moe on complete
     rows, dmrnet without `hard`. The released settings are a tenth of all epochs (flex_moe) and 5 (dmrnet)."""
 
+    def __post_init__(self) -> None:
+        if min(self.imitate_temperature, self.distill_temperature) <= 0.0:
+            raise UsageError(
+                f"loss.imitate_temperature is {self.imitate_temperature} and distill_temperature "
+                f"{self.distill_temperature}; they must be above 0"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRecipe:

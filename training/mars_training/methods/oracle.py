@@ -47,7 +47,10 @@ class Oracle:
         return self._model.deployed.encode_all(inputs)
 
     def classify(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
-        """Class logits: complete rows routed by the feature router, incomplete ones by the residual router."""
+        """Class logits: complete rows routed by the feature router, incomplete ones by the residual router.
+
+        A model of residual scope "combination" routes by the mean residual of the rows given, as in training.
+        """
         z, by_feature = self._model.deployed.route(features, present)
         z_full, _ = self._model.deployed.route(features, torch.ones_like(present))
         by_residual = self._model.residual_gates(z_full, z, present)
