@@ -203,11 +203,11 @@ def test_rows_are_paired_with_the_reference_and_an_oracle_with_its_own(ran: Ran)
 def test_the_written_table_has_every_row_its_runs_and_its_notes(ran: Ran) -> None:
     text = (ran.folder / "table.md").read_text()
     lines = text.splitlines()
-    head = "| 100 - accuracy % | parameters | runs | audio | image | audio+image | mean | last epoch |"
+    head = "| 100 - accuracy % | parameters | MMAC | runs | audio | image | audio+image | mean | last epoch |"
     assert lines[0] == head
     rows = {line.split(" | ")[0].strip("| "): line for line in lines[2:6]}
     assert list(rows) == ["dropout", "MARS", "hot", "oracle †"]
-    assert rows["hot"] == "| hot | - | 0 of 4 | failed | failed | failed | failed | failed |"
+    assert rows["hot"] == "| hot | - | - | 0 of 4 | failed | failed | failed | failed | failed |"
     means = {row["name"]: row["error"]["mean"]["mean"] for row in ran.table["rows"][:2]}
     assert f"**{min(means.values()):.2f} ± " in rows[min(means, key=lambda name: means[name])]
     assert "**" not in rows["oracle †"]

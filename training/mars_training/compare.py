@@ -24,13 +24,13 @@ from torch import nn
 from mars_edge.errors import UsageError
 from mars_training.checkpoint import Which, is_finished, load_info, load_metrics, load_model, write_json
 from mars_training.commands.evaluate import Result, results_as_dict
+from mars_training.costs import costs
 from mars_training.data.load import load_data, load_split
 from mars_training.data.split import Data, Split
 from mars_training.evaluate import evaluate
 from mars_training.grid import Cell
 from mars_training.methods import deployed_of
 from mars_training.methods.oracle import oracle_of
-from mars_training.model.build import parameter_count
 from mars_training.model.deployable import Deployable
 from mars_training.recipe import Recipe, SplitName
 from mars_training.train import Hooks, train
@@ -221,10 +221,12 @@ def _evaluate(cell: Cell, place: Place) -> dict[str, Any]:
         for which, (model, info) in loaded.items()
     }
     model, info = loaded["selected"]
+    cost = costs(deployed_of(model), info.source.modalities, info.source.task)
     return {
         "split": place.split,
         "note": info.source.note,
-        "parameters": parameter_count(deployed_of(model)),
+        "parameters": cost.parameters,
+        "macs": cost.macs(info.source.names),
         "weights": _digests(run),
         "epochs": {which: epochs[which]["epoch"] + 1 for which in _CHECKPOINTS},
         **results_as_dict(results),

@@ -31,6 +31,7 @@ class TableRow:
         failed: per run that failed, why.
         metric: what the error is of, as `SubsetScore.metric`.
         parameters: of the deployed model; None when unknown.
+        macs: multiply-accumulates of one decision with all modalities, as `Costs.macs`; None when unknown.
         privileged: it reads what a device cannot; never the best value.
     """
 
@@ -41,6 +42,7 @@ class TableRow:
     failed: Mapping[Key, str] = field(default_factory=dict)
     metric: str = ""
     parameters: int | None = None
+    macs: int | None = None
     privileged: bool = False
 
     def column(self, name: str) -> dict[Key, float]:
@@ -102,6 +104,7 @@ def _row_dict(row: TableRow, columns: Sequence[str]) -> dict[str, Any]:
     return {
         "name": row.name,
         "parameters": row.parameters,
+        "macs": row.macs,
         "privileged": row.privileged,
         "runs": len(row.errors),
         "wanted": row.wanted,
@@ -115,13 +118,12 @@ def _errors_table(rows: Sequence[TableRow]) -> str:
     columns = columns_of(rows)
     metric = next((row.metric for row in rows if row.metric), "")
     sized = any(row.parameters is not None for row in rows)
-    head = [f"{_ERROR_OF.get(metric, 'error')} %", *(["parameters"] if sized else []), "runs", *columns]
+    head = [f"{_ERROR_OF.get(metric, 'error')} %", *(["parameters", "MMAC"] if sized else []), "runs", *columns]
     best = {name: _best(rows, name) for name in columns}
     lines = [_line(head), "|---" * len(head) + "|"]
     for row in rows:
-        size = [f"{row.parameters:,}" if row.parameters is not None else "-"] if sized else []
         cells = [_spread_cell(row, name, best[name]) for name in columns]
-        lines.append(_line([_title(row), *size, _runs(row), *cells]))
+        lines.append(_line([_title(row), *(_size(row) if sized else []), _runs(row), *cells]))
     return "\n".join(lines)
 
 
@@ -131,6 +133,13 @@ def _line(cells: Sequence[str]) -> str:
 
 def _title(row: TableRow) -> str:
     return f"{row.name} †" if row.privileged else row.name
+
+
+def _size(row: TableRow) -> list[str]:
+    return [
+        "-" if row.parameters is None else f"{row.parameters:,}",
+        "-" if row.macs is None else f"{row.macs / 1e6:.1f}",
+    ]
 
 
 def _runs(row: TableRow) -> str:
@@ -181,6 +190,11 @@ def _notes(rows: Sequence[TableRow], tests: Mapping[Pair, Paired]) -> str:
         "Error in percent, lower is better, of the epoch that validation selected: mean over runs ± sample standard "
         f"deviation over seeds{' of their means over folds' if len(folds) > 1 else ''}. Best value in bold."
     ]
+    if any(row.macs is not None for row in rows):
+        lines.append(
+            "MMAC: million multiply-accumulates of one decision with all modalities; of the experts of mars and moe "
+            "only the active ones, of every other method all that it computes."
+        )
     if len(tests) > 1:
         lines.append(
             f"Each interval and p is of one paired t-test alone; p (Holm) is adjusted for all {len(tests)} of them."
