@@ -148,11 +148,12 @@ def test_what_is_absent_from_a_training_row_cannot_change_its_losses_with_frozen
     assert {n: value(v) for n, v in found[0].items()} == {n: value(v) for n, v in found[1].items()}
 
 
+@pytest.mark.parametrize("recipe", [ModelRecipe(), ModelRecipe(shared_expert=True, expert_channels=(64, 84))])
 @pytest.mark.parametrize("method", ALL)
-def test_the_deployed_model_has_the_parameters_of_mars_within_2_percent(method: str) -> None:
+def test_the_deployed_model_has_the_parameters_of_mars_within_2_percent(method: str, recipe: ModelRecipe) -> None:
     face = tuple(dataclasses.replace(m, size=(112, 112)) for m in MODALITIES)
-    target = parameter_count(build_deployed(ModelRecipe(), face, 2))
-    found = parameter_count(deployed_of(METHODS[method].build(ModelRecipe(), face, 2, "classification")))
+    target = parameter_count(build_deployed(recipe, face, 2))
+    found = parameter_count(deployed_of(METHODS[method].build(recipe, face, 2, "classification")))
     assert abs(found - target) <= 0.02 * target
 
 

@@ -16,10 +16,25 @@ from torch.nn import functional
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
+from mars_training.distributed import anywhere, mean_over
 from mars_training.losses import balance_loss, task_loss
-from mars_training.methods.peer import Peer, channels_of, require_classification, stacked
+from mars_training.methods.peer import (
+    Peer,
+    channels_of,
+    mars_parameters,
+    matched_width,
+    require_classification,
+    stacked,
+)
 from mars_training.methods.step import Step, Terms, own_partial, two_pass_terms, weighted
-from mars_training.model.build import build_encoders, build_full_expert, build_fusion, build_head, channels_last
+from mars_training.model.build import (
+    build_encoders,
+    build_full_expert,
+    build_fusion,
+    build_head,
+    channels_last,
+    parameter_count,
+)
 from mars_training.model.mixture import mixture, runs_sparse
 from mars_training.model.routers import FeatureRouter, clean_routing, top_k_gates
 from mars_training.recipe import LossRecipe, ModelRecipe
@@ -89,19 +104,30 @@ class FlexMixture(nn.Module):
 def build_flex_moe(
     recipe: ModelRecipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
 ) -> Peer:
-    """The untrained model: MARS's deployed parts and the bank.
+    """The untrained model: experts as many as MARS has, as wide as its parameters allow beside the bank.
 
     Raises:
         UsageError: the task is segmentation.
     """
     require_classification("flex_moe", task)
     encoders = build_encoders(recipe, modalities)
+    bank = MissingBank(channels_of(recipe, encoders))
+    fusion = build_fusion(recipe, list(encoders))
+    router = FeatureRouter(recipe.width, recipe.experts)
+
+    def ends(width: int) -> list[nn.Module]:
+        channels = (*recipe.expert_channels[:-1], width)
+        experts = [build_full_expert(recipe, channels=channels) for _ in range(recipe.experts)]
+        return [*experts, build_head(recipe, width, classes, task)]
+
+    fixed = sum(map(parameter_count, [*encoders.values(), bank, fusion, router]))
+    *experts, head = ends(matched_width(mars_parameters(recipe, modalities, classes, task) - fixed, ends))
     core = FlexMixture(
-        bank=MissingBank(channels_of(recipe, encoders)),
-        fusion=build_fusion(recipe, list(encoders)),
-        router=FeatureRouter(recipe.width, recipe.experts),
-        experts=[build_full_expert(recipe) for _ in range(recipe.experts)],
-        head=build_head(recipe, recipe.expert_channels[-1], classes, task),
+        bank=bank,
+        fusion=fusion,
+        router=router,
+        experts=experts,
+        head=head,
         active_experts=recipe.active_experts,
         dispatch=recipe.dispatch,
     )
@@ -113,7 +139,7 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     assert isinstance(model, Peer) and isinstance(model.core, FlexMixture)
     features = model.encode_all(batch.inputs)
     complete = batch.present.all(dim=1)
-    if epoch < loss.first_stage and bool(complete.any()):
+    if epoch < loss.first_stage and anywhere(complete.any()):
         rows = [f[complete] for f in features]
         return Step(terms=general_terms(model.core, rows, batch.present[complete], batch.labels[complete], loss))
     twice, masks = stacked(features, batch.present, own_partial(partial, batch.present))
@@ -122,8 +148,8 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     terms = two_pass_terms(full, incomplete, batch.labels, loss)
     whole = masks.all(dim=1)
     zero = terms["task"].detach() * 0.0
-    terms["balance"] = _balance(model.core, routed[whole]) if bool(whole.any()) else zero
-    terms["specialise"] = specialisation_loss(routed[~whole], masks[~whole]) if not bool(whole.all()) else zero
+    terms["balance"] = _balance(model.core, routed[whole]) if anywhere(whole.any()) else zero
+    terms["specialise"] = specialisation_loss(routed[~whole], masks[~whole]) if anywhere(~whole.all()) else zero
     return Step(terms=weighted(terms, loss))
 
 
@@ -142,4 +168,6 @@ def _balance(core: FlexMixture, routed: Tensor) -> Tensor:
 
 def specialisation_loss(routed: Tensor, present: Tensor) -> Tensor:
     """Cross-entropy of router logits (B, N) against the expert of each row's combination, its code - 1 modulo N."""
-    return functional.cross_entropy(routed, (combination_code(present) - 1) % routed.shape[1])
+    own = (combination_code(present) - 1) % routed.shape[1]
+    total = functional.cross_entropy(routed, own, reduction="sum")
+    return mean_over(total, torch.tensor(len(routed), device=routed.device))
