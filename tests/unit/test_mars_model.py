@@ -144,6 +144,11 @@ def test_the_baseline_has_the_same_parameters_within_2_percent(
     assert abs(baseline - mars) <= 0.02 * mars
 
 
+def test_the_papers_own_baseline_has_a_stage_of_one_expert() -> None:
+    small = build_dropout_fusion(dataclasses.replace(RECIPE, baseline_size="expert"), MODALITIES, 2)
+    assert parameter_count(small.expert) == parameter_count(build_deployed(RECIPE, MODALITIES, 2).experts[0])
+
+
 def test_the_edge_model_has_about_one_million_parameters() -> None:
     assert 0.9e6 < parameter_count(build_deployed(ModelRecipe(), FACE, 2)) < 1.1e6
 

@@ -149,6 +149,8 @@ class ModelRecipe:
     from it; then they change places."""
     combination_router: bool = False
     """Beyond the paper: the feature router's logits gain a learned bias per modality that is there."""
+    baseline_size: Literal["parameters", "expert"] = "parameters"
+    """modality_dropout only: its one stage has the parameters of all experts, or is one expert, as in the paper."""
     dispatch: Literal["dense", "sparse"] = "dense"
     """In training, "sparse" runs an expert on the rows routed to it alone; its batch norm then sees only those."""
 

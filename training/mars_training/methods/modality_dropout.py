@@ -71,9 +71,10 @@ class DropoutFusion(nn.Module):
 def build_dropout_fusion(
     recipe: ModelRecipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
 ) -> DropoutFusion:
-    """The baseline: the same encoders and fusion, then one stage as wide as parameters allow.
+    """The baseline: the same encoders and fusion, then one stage, as wide as `baseline_size` says.
 
-    Its width is the one whose parameter count comes closest to the deployed MARS model's.
+    "parameters": the width whose parameter count comes closest to the deployed MARS model's. "expert": the width of
+    one expert, which is the paper's own baseline and about what MARS computes per decision.
     """
     target = mars_parameters(recipe, modalities, classes, task)
     encoders = build_encoders(recipe, modalities)
@@ -84,7 +85,9 @@ def build_dropout_fusion(
         expert = build_full_expert(recipe, channels=(*recipe.expert_channels[:-1], width))
         return expert, build_head(recipe, width, classes, task)
 
-    expert, head = stage(matched_width(target - fixed, stage))
+    matched = recipe.baseline_size == "parameters"
+    width = matched_width(target - fixed, stage) if matched else recipe.expert_channels[-1]
+    expert, head = stage(width)
     return channels_last(DropoutFusion(encoders=encoders, fusion=fusion, expert=expert, head=head))
 
 
