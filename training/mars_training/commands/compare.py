@@ -217,7 +217,7 @@ def table_row(row: Row, cells: Sequence[Cell], place: Place) -> TableRow:
         failed={key: why for key, why in failures.items() if why},
         metric=some["selected"]["subsets"][0]["metric"] if some else "",
         parameters=some["parameters"] if some else None,
-        macs=some["macs"] if some else None,
+        macs=some.get("macs") if some else None,
         privileged=bool(row.oracle_of),
     )
 
