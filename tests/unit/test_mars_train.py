@@ -374,7 +374,7 @@ def test_one_step_changes_every_parameter(data: Data, name: str) -> None:
 def test_train_and_evaluate_from_the_command_line(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_command, "describe", lambda recipe: SOURCE)
+    monkeypatch.setattr(train_command, "describe", lambda recipe, folder: SOURCE)
     monkeypatch.setattr(train_command, "load_data", lambda recipe, folder: data)
     monkeypatch.setattr(evaluate_command, "load_split", lambda recipe, split, folder: data.validation)
     recipe = tmp_path / "toy.toml"
@@ -399,7 +399,7 @@ def test_train_and_evaluate_from_the_command_line(
 def test_check_prints_parameters_and_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_command, "describe", lambda recipe: SOURCE)
+    monkeypatch.setattr(train_command, "describe", lambda recipe, folder: SOURCE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.toml").write_text('name = "toy"\n[data]\nreader = "rig"\n')
     assert train_command.main(["toy.toml", "--check", "--threads", str(torch.get_num_threads())]) == 0

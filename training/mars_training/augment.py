@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training import draws
 from mars_training.data.split import Batch
 from mars_training.recipe import AugmentRecipe
 
@@ -85,8 +86,8 @@ def _check(recipe: AugmentRecipe, modalities: Sequence[Modality]) -> None:
 
 def _draw(batch: Batch, modalities: Sequence[Modality], recipe: AugmentRecipe) -> _Geometry:
     size = len(batch)
-    flipped = torch.rand(size) < (0.5 if recipe.flip else 0.0)
-    down, right = torch.randint(-recipe.shift_px, recipe.shift_px + 1, (2, size))
+    flipped = draws.uniform(size) < (0.5 if recipe.flip else 0.0)
+    down, right = draws.integers(-recipe.shift_px, recipe.shift_px + 1, size, 2).unbind(dim=1)
     top, left = _draw_corners(batch, modalities, recipe.crop_px)
     return _Geometry(
         flipped=flipped,
@@ -104,7 +105,7 @@ def _draw_corners(batch: Batch, modalities: Sequence[Modality], side: int) -> tu
     if not side:
         return torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     height, width = _cut_from(batch, modalities, side)
-    return torch.randint(0, height - side + 1, (size,)), torch.randint(0, width - side + 1, (size,))
+    return draws.integers(0, height - side + 1, size), draws.integers(0, width - side + 1, size)
 
 
 def _cut_from(batch: Batch, modalities: Sequence[Modality], side: int) -> tuple[int, int]:
@@ -160,7 +161,7 @@ def _pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _uniform(x: Tensor, reach: float) -> Tensor:
-    return (torch.rand(len(x), *[1] * (x.dim() - 1)) * 2.0 - 1.0) * reach
+    return (draws.uniform(len(x), *[1] * (x.dim() - 1)) * 2.0 - 1.0) * reach
 
 
 def _relight(x: Tensor, recipe: AugmentRecipe) -> Tensor:
@@ -179,13 +180,13 @@ def _retune(x: Tensor, recipe: AugmentRecipe) -> Tensor:
             pace=1.0 + _uniform(x, recipe.audio_stretch).flatten(),
         )
     still = torch.zeros(len(x), dtype=torch.long)
-    later = torch.randint(-recipe.audio_shift, recipe.audio_shift + 1, (len(x),))
+    later = draws.integers(-recipe.audio_shift, recipe.audio_shift + 1, len(x))
     x = move(x, still.bool(), still, later)
     x = x + _uniform(x, recipe.audio_gain)
     if recipe.audio_colour:
         x = x + _colour(x, recipe.audio_colour)
     if recipe.audio_noise:
-        x = add_noise(x, torch.rand(len(x), 1, 1, 1) * recipe.audio_noise)
+        x = add_noise(x, draws.uniform(len(x), 1, 1, 1) * recipe.audio_noise)
     x = x.clamp(0.0, 1.0)
     return _mask(_mask(x, 2, recipe.audio_band_mask), 3, recipe.audio_frame_mask)
 
@@ -206,7 +207,7 @@ def resample(x: Tensor, *, band_scale: Tensor, band_shift: Tensor, pace: Tensor)
 
 def _colour(x: Tensor, reach: float) -> Tensor:
     """A smooth random response over the bands: values at five bands, linear in between."""
-    anchors = (torch.rand(len(x), 1, 5) * 2.0 - 1.0) * reach
+    anchors = (draws.uniform(len(x), 1, 5) * 2.0 - 1.0) * reach
     curve = functional.interpolate(anchors, size=x.shape[2], mode="linear", align_corners=True)
     return curve[:, :, :, None]
 
@@ -214,7 +215,7 @@ def _colour(x: Tensor, reach: float) -> Tensor:
 def add_noise(x: Tensor, level: Tensor) -> Tensor:
     """Log-mel values x plus noise of mean log-mel `level` (B, 1, 1, 1): the powers add, not the decibels."""
     # The power of a band of noise is about exponentially distributed, as that of any Gaussian signal.
-    noise = 10.0 ** (_DECADES * level) * torch.empty_like(x).exponential_()
+    noise = 10.0 ** (_DECADES * level) * draws.exponential(*x.shape)
     return torch.log10(10.0 ** (_DECADES * x) + noise) / _DECADES
 
 
@@ -223,8 +224,8 @@ def _mask(x: Tensor, axis: int, longest: int) -> Tensor:
     if not longest:
         return x
     size = x.shape[axis]
-    length = torch.randint(0, longest + 1, (len(x), 1))
-    start = (torch.rand(len(x), 1) * (size - length + 1)).long()
+    length = draws.integers(0, longest + 1, len(x), 1)
+    start = (draws.uniform(len(x), 1) * (size - length + 1)).long()
     at = torch.arange(size)
     hidden = (at >= start) & (at < start + length)
     shape = (len(x), 1, size, 1) if axis == 2 else (len(x), 1, 1, size)

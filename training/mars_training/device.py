@@ -25,9 +25,7 @@ def pick(name: DeviceName, *, index: int = 0) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {name} needs GPU {index}; torch sees {torch.cuda.device_count()}"
-        )
+        raise UsageError(f"--device {name} needs GPU {index}; torch sees {torch.cuda.device_count()}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

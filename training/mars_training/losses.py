@@ -1,6 +1,7 @@
 """The task's cross-entropy and the losses of MARS beside it, which are pure functions of router outputs.
 
-Axes: B batch, N experts, K active experts. All inputs float32.
+Axes: B batch, N experts, K active experts. All inputs float32. Where several processes share a batch, a loss is that of
+the whole batch, but for means over a fixed number of rows, which the loop averages.
 Source: arXiv 2606.30355 ("Residual-guided expert specialization"); load: arXiv 1701.06538, appendix A.
 """
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mars_training.data.split import IGNORED
+from mars_training.distributed import all_sum, mean_over
 from mars_training.model.routers import NoisyRouting
 from mars_training.recipe import LossRecipe
 
@@ -21,9 +23,12 @@ _VARIANCE_FLOOR = 1e-8
 def task_loss(logits: Tensor, labels: Tensor, recipe: LossRecipe) -> Tensor:
     """Mean cross-entropy of logits (B, classes) against labels (B,), or per pixel: (B, classes, H, W), (B, H, W).
 
-    Pixels labelled `IGNORED` do not count.
+    Pixels labelled `IGNORED` do not count; 0 where nothing does.
     """
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=recipe.label_smoothing)
+    total = functional.cross_entropy(
+        logits, labels, ignore_index=IGNORED, label_smoothing=recipe.label_smoothing, reduction="sum"
+    )
+    return mean_over(total, (labels != IGNORED).sum())
 
 
 def squared_variation(x: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def smooth_load(clean: Tensor, scale: Tensor, noisy: Tensor, k: int) -> Tensor:
 def balance_loss(routing: NoisyRouting, k: int) -> Tensor:
     """CV^2(importance) + CV^2(load) of a router's gates, noisy or clean; 0 when experts are used equally."""
     load = smooth_load(routing.clean, routing.scale, routing.noisy, k)
-    return squared_variation(routing.gates.sum(dim=0)) + squared_variation(load)
+    return squared_variation(all_sum(routing.gates.sum(dim=0))) + squared_variation(all_sum(load))
 
 
 def imitation_loss(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -58,7 +63,8 @@ def imitation_loss(teacher: Tensor, student: Tensor, *, temperature: float = 1.0
     """
     target = (teacher.detach() / temperature).log_softmax(dim=1)
     answer = (student / temperature).log_softmax(dim=1)
-    return functional.kl_div(answer, target, reduction="batchmean", log_target=True) * temperature**2
+    total = functional.kl_div(answer, target, reduction="sum", log_target=True)
+    return mean_over(total, torch.tensor(len(student), device=student.device)) * temperature**2
 
 
 def top_k_mask(logits: Tensor, k: int) -> Tensor:
@@ -79,7 +85,7 @@ def noise_order_loss(teacher: Tensor, student: Tensor, scale: Tensor, k: int) ->
     log_variance = scale.square().clamp_min(_VARIANCE_FLOOR).log().gather(1, order)
     is_pair = union.gather(1, order)[:, 1:]
     violation = functional.softplus(log_variance[:, 1:] - log_variance[:, :-1])
-    return (violation * is_pair).sum() / is_pair.sum().clamp_min(1)
+    return mean_over((violation * is_pair).sum(), is_pair.sum())
 
 
 def router_agreement(teacher: Tensor, student: Tensor, k: int) -> Tensor:
@@ -96,7 +102,7 @@ def distillation_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, tempe
     answer = (student / temperature).log_softmax(dim=1)
     divergence = functional.kl_div(answer, target, reduction="none", log_target=True).sum(dim=1)
     counts = labels != IGNORED
-    return (divergence * counts).sum() / counts.sum().clamp_min(1) * temperature**2
+    return mean_over((divergence * counts).sum(), counts.sum()) * temperature**2
 
 
 def row_losses(logits: Tensor, labels: Tensor, recipe: LossRecipe) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from mars_edge import subsets
+from mars_training.distributed import own
+from mars_training.distributed import size as processes
 
 
 def incomplete_combinations(modalities: Sequence[str], always_present: Sequence[str] = ()) -> Tensor:
@@ -52,8 +54,8 @@ class MaskSampler:
         self.drawn = torch.zeros(count, dtype=torch.float64)
 
     def draw(self, size: int) -> Tensor:
-        """Indices (size,) into `combinations`, from torch's global generator."""
-        return torch.multinomial(self.probabilities, size, replacement=True)
+        """Indices (size,) into `combinations`, from torch's global generator: this process's of the whole batch."""
+        return own(torch.multinomial(self.probabilities, size * processes(), replacement=True))
 
     def masks(self, drawn: Tensor) -> Tensor:
         """The mask `present` (B, M) of each drawn index."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mars_training import checkpoint
+from mars_training import checkpoint, distributed
 from mars_training.epoch import EpochReport, report_from_dict
 from mars_training.sampling import MaskSampler
 
@@ -56,13 +56,16 @@ class State:
 
 
 def save(run: Path, state: State) -> None:
-    """Write all files of a run directory; within an epoch the resume file alone."""
-    checkpoint.save_resume(run, _tensors(state), _facts(state))
-    if state.step == 0 and state.history:
+    """Write all files of a run directory; within an epoch the resume file alone. Every process must call it."""
+    tensors = _tensors(state)
+    if distributed.is_main():
+        checkpoint.save_resume(run, tensors, _facts(state))
         _save_results(run, state)
 
 
 def _save_results(run: Path, state: State) -> None:
+    if state.step or not state.history:
+        return
     assert state.selected is not None
     last = state.history[-1]
     checkpoint.save_weights(run / "last.safetensors", state.model.state_dict(), epoch=last.epoch)
@@ -79,12 +82,18 @@ def _save_results(run: Path, state: State) -> None:
 
 
 def load(run: Path, state: State) -> None:
-    """Go on where the run was interrupted, if it was; results that the kill came before are written now."""
-    stored = checkpoint.load_resume(run)
-    if stored is None:
+    """Go on where the run was interrupted, if it was; results that the kill came before are written now.
+
+    Every process must call it; only the main one needs to see the files.
+    """
+    if distributed.is_main():
+        checkpoint.remove_partials(run)
+    stored = checkpoint.load_resume(run) if distributed.is_main() else None
+    facts = distributed.from_main(lambda: stored and stored[1])
+    if facts is None:
         return
-    restore(state, *stored)
-    if state.step == 0 and state.history:
+    restore(state, distributed.tensors_from_main(stored[0] if stored else {}), facts)
+    if distributed.is_main():
         _save_results(run, state)
 
 
@@ -106,8 +115,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
         tensors |= {f"optimiser.{index}.{name}": t for name, t in values.items() if t is not None}
     return tensors | {
         "sampler.probabilities": sampler.probabilities,
-        "sampler.agreement": sampler.agreement,
-        "sampler.drawn": sampler.drawn,
+        "sampler.agreement": distributed.all_sum(sampler.agreement),
+        "sampler.drawn": distributed.all_sum(sampler.drawn),
     }
 
 
@@ -115,12 +124,18 @@ def restore(state: State, tensors: Mapping[str, Tensor], facts: Mapping[str, Any
     """Make `state` what `_tensors` and `_facts` were taken from, to the last bit."""
     state.model.load_state_dict(_under("model", tensors))
     _restore_optimiser(state.optimiser, _under("optimiser", tensors))
-    for name, value in _under("sampler", tensors).items():
-        setattr(state.sampler, name, value)
+    _restore_sampler(state.sampler, _under("sampler", tensors))
     state.selected_weights = _under("selected", tensors)
     state.history = [report_from_dict(table) for table in facts["history"]]
     state.selected = None if facts["selected"] is None else state.history[facts["selected"]]
     state.step, state.seconds, state.sums = facts["step"], facts["seconds"], facts["sums"]
+
+
+def _restore_sampler(sampler: MaskSampler, tensors: Mapping[str, Tensor]) -> None:
+    sampler.probabilities = tensors["probabilities"]
+    # Counts are sums over processes: one of them takes all up again.
+    share = 1.0 if distributed.is_main() else 0.0
+    sampler.agreement, sampler.drawn = tensors["agreement"] * share, tensors["drawn"] * share
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

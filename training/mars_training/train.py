@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from mars_edge.errors import MarsEdgeError
-from mars_training import checkpoint, device, draws, state
+from mars_training import checkpoint, device, distributed, draws, state
 from mars_training.augment import augment
+from mars_training.batch_norm import over_whole_batch
 from mars_training.checkpoint import RunInfo
 from mars_training.data.batches import batches, read_ahead
 from mars_training.data.split import Batch, Data
 from mars_training.epoch import EpochReport as EpochReport
 from mars_training.epoch import StepReport
-from mars_training.evaluate import score_subsets
+from mars_training.evaluate import SubsetScore, score_subsets
 from mars_training.methods import METHODS, build_model, deployed_of
 from mars_training.methods.step import Terms
 from mars_training.model.encoders.projection import ProjectionEncoder
@@ -71,9 +72,11 @@ class FitResult:
     history: list[EpochReport]
 
 
-def update_for(model: nn.Module, recipe: Recipe) -> Update:
+def update_for(model: nn.Module, recipe: Recipe, *, compiled: bool = False) -> Update:
     """The update of the recipe's method: draws a mask per row, and credits router agreement to what was drawn."""
     take_step = METHODS[recipe.method].step
+    if compiled:
+        take_step = torch.compile(take_step)
 
     def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
         drawn = sampler.draw(len(batch))
@@ -135,12 +138,14 @@ def fit(
         update=update or update_for(model, recipe),
     )
     now = State(model=model, optimiser=build_optimiser(model, recipe.schedule), sampler=_sampler(data, recipe))
+    if distributed.size() > 1:
+        model.load_state_dict(distributed.tensors_from_main(model.state_dict()))
     if run is not None:
-        checkpoint.remove_partials(run)
         state.load(run, now)
-    while not _is_over(now, recipe.schedule):
-        _train_epoch(job, now)
-    if run is not None:
+    with over_whole_batch(model):
+        while not _is_over(now, recipe.schedule):
+            _train_epoch(job, now)
+    if run is not None and distributed.is_main():
         checkpoint.remove_resume(run)
     return _result(now)
 
@@ -195,7 +200,8 @@ def _take_steps(job: _Job, now: State) -> int:
     rows = batches(job.data.train, job.schedule.batch_size, draws.generator(job.seed, now.epoch))
     saved = time.monotonic()
     started = saved - now.seconds
-    with closing(read_ahead(job.data.train.training_batch, rows[now.step :])) as ready:
+    own = [distributed.own(indices) for indices in rows[now.step :]]
+    with closing(read_ahead(job.data.train.training_batch, own)) as ready:
         for batch in ready:
             values = _step(job, now, batch, len(rows))
             for name, value in values.items():
@@ -212,7 +218,10 @@ def _take_steps(job: _Job, now: State) -> int:
 
 def _is_due(job: _Job, since_saved_s: float) -> bool:
     every_s = job.schedule.checkpoint_every_s
-    return job.run is not None and 0 < every_s <= since_saved_s
+    if job.run is None or not every_s:
+        return False
+    # One clock decides for all processes.
+    return distributed.from_main(lambda: since_saved_s >= every_s)
 
 
 def _step(job: _Job, now: State, batch: Batch, steps: int) -> dict[str, float]:
@@ -225,10 +234,11 @@ def _step(job: _Job, now: State, batch: Batch, steps: int) -> dict[str, float]:
         terms = job.update(batch, now.sampler, now.epoch)
     now.optimiser.zero_grad(set_to_none=True)
     terms["loss"].backward()  # type: ignore[no-untyped-call]
+    distributed.average_gradients(job.model)
     norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.schedule.clip_norm)
     now.optimiser.step()
     # One read at the end of the step: on a GPU each would wait for all work that is under way.
-    *values, gradient = torch.stack([*(t.detach().float() for t in terms.values()), norm]).tolist()
+    *values, gradient = distributed.average(torch.stack([*(t.detach().float() for t in terms.values()), norm])).tolist()
     read = dict(zip(terms, values, strict=True))
     _require_finite("loss", read["loss"], now.epoch)
     _require_finite("gradient", gradient, now.epoch)
@@ -258,10 +268,7 @@ def _validated(job: _Job, now: State, samples: int) -> EpochReport:
     schedule, source = job.schedule, job.data.source
     started = time.monotonic()
     validates = (now.epoch + 1) % schedule.validate_every == 0 or now.epoch + 1 == schedule.epochs
-    always = job.recipe.data.always_present
-    scores = []
-    if validates:
-        scores = score_subsets(deployed_of(job.model), job.data.validation, source, always_present=always)
+    scores = distributed.from_main(lambda: _scores(job)) if validates else []
     sampling = _sampling_report(now.sampler, source.names, now.epoch)
     seconds = now.seconds + time.monotonic() - started
     return EpochReport(
@@ -277,7 +284,13 @@ def _validated(job: _Job, now: State, samples: int) -> EpochReport:
     )
 
 
+def _scores(job: _Job) -> list[SubsetScore]:
+    always = job.recipe.data.always_present
+    return score_subsets(deployed_of(job.model), job.data.validation, job.data.source, always_present=always)
+
+
 def _sampling_report(sampler: MaskSampler, names: tuple[str, ...], epoch: int) -> dict[str, tuple[float, float]]:
+    sampler.agreement, sampler.drawn = distributed.all_sum(sampler.agreement), distributed.all_sum(sampler.drawn)
     discrepancy = sampler.end_epoch(epoch)
     labels = ["+".join(n for n, on in zip(names, row, strict=True) if on) for row in sampler.combinations.tolist()]
     pairs = zip(discrepancy.tolist(), sampler.probabilities.tolist(), strict=True)
@@ -298,8 +311,22 @@ def prepare(recipe: Recipe, data: Data, *, seed: int) -> TrainingModel:
     return model
 
 
-def train(recipe: Recipe, data: Data, run: Path, *, seed: int, hooks: Hooks | None = None) -> FitResult:
-    """Train a recipe from scratch, or go on where an interrupted run of the same recipe and seed stopped."""
-    model = prepare(recipe, data, seed=seed)
-    checkpoint.save_info(run, RunInfo(recipe=recipe, seed=seed, source=data.source))
-    return fit(model, data, recipe, seed=seed, run=run, hooks=hooks)
+def train(
+    recipe: Recipe,
+    data: Data,
+    run: Path,
+    *,
+    seed: int,
+    hooks: Hooks | None = None,
+    where: torch.device | None = None,
+    compiled: bool = False,
+) -> FitResult:
+    """Train a recipe from scratch, or go on where an interrupted run of the same recipe and seed stopped.
+
+    On the processor, or on the device `where`; with `compiled`, torch.compile makes the step's code first.
+    """
+    model = prepare(recipe, data, seed=seed).to(where)
+    if distributed.is_main():
+        checkpoint.save_info(run, RunInfo(recipe=recipe, seed=seed, source=data.source))
+    update = update_for(model, recipe, compiled=compiled)
+    return fit(model, data, recipe, seed=seed, run=run, hooks=hooks, update=update)

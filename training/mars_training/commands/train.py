@@ -7,17 +7,19 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
+from mars_training import distributed
 from mars_training.checkpoint import RunInfo, is_finished, load_info
 from mars_training.commands.check import check, headline, text, to_dict
 from mars_training.data.load import describe, load_data
 from mars_training.evaluate import score_table
+from mars_training.progress import progress
 from mars_training.recipe import Recipe, load_recipe
 from mars_training.tensorboard import writer_hook
 from mars_training.train import EpochReport, FitResult, Hooks, train
@@ -33,6 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fold", type=int, choices=range(5), help="speaker fold, in place of the recipe's")
     parser.add_argument("-o", "--output", type=Path, metavar="RUN", help="run directory (default: runs/NAME-seedN)")
     parser.add_argument("--threads", type=int, default=_usable_cores(), help="processor threads (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--compile", action="store_true", help="let torch.compile make the step faster, after a slow start"
+    )
     parser.add_argument("--check", action="store_true", help="print parameters, MACs and memory, then stop")
     parser.add_argument("--tensorboard", action="store_true", help="also write event files to RUN/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -41,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """Of the machine, for each of the processes that torchrun started on it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,23 +65,27 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = options.output or Path("runs") / f"{recipe.name}-seed{options.seed}"
     _refuse_another_run(run, RunInfo(recipe=recipe, seed=options.seed, source=source))
-    if not options.quiet:
-        print(f"{headline(check(recipe, source))}\nrun directory: {run}", file=sys.stderr, flush=True)
-    hooks = _hooks(run, quiet=options.quiet, tensorboard=options.tensorboard)
-    result = train(recipe, load_data(recipe, folder=options.data), run, seed=options.seed, hooks=hooks)
-    print(_json(run, result) if options.json else _summary(run, result))
+    with distributed.joined(options.device) as device:
+        if distributed.is_main() and not options.quiet:
+            print(f"{headline(check(recipe, source))}\nrun directory: {run}", file=sys.stderr, flush=True)
+        hooks = _hooks(run, quiet=options.quiet, tensorboard=options.tensorboard) if distributed.is_main() else Hooks()
+        data = load_data(recipe, folder=options.data)
+        result = train(recipe, data, run, seed=options.seed, hooks=hooks, where=device, compiled=options.compile)
+        if distributed.is_main():
+            print(_json(run, result) if options.json else _summary(run, result))
     return 0
 
 
 def _hooks(run: Path, *, quiet: bool, tensorboard: bool) -> Hooks:
-    after: list[Callable[[EpochReport], None]] = [] if quiet else [_progress]
-    after += [writer_hook(run)] if tensorboard else []
+    told = Hooks() if quiet else progress(sys.stderr)
+    written = writer_hook(run) if tensorboard else None
 
     def after_epoch(report: EpochReport) -> None:
-        for call in after:
-            call(report)
+        told.after_epoch(report)
+        if written:
+            written(report)
 
-    return Hooks(after_epoch=after_epoch)
+    return Hooks(after_step=told.after_step, after_epoch=after_epoch)
 
 
 def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
@@ -92,17 +103,6 @@ def _refuse_another_run(run: Path, info: RunInfo) -> None:
         raise UsageError(f"{run} holds a finished run; choose another directory with -o")
     if load_info(run) != info:
         raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
-
-
-def _progress(report: EpochReport) -> None:
-    terms = " ".join(f"{name} {value:.4f}" for name, value in report.terms.items())
-    error = f"validation error {100 * report.validation_error:.2f} %  " if report.scores else ""
-    print(
-        f"epoch {report.epoch + 1}/{report.epochs}  {error}{terms}  "
-        f"{report.samples_per_s:.0f} samples/s  {report.seconds:.0f} s  ETA {report.eta_s / 60:.1f} min",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def _summary(run: Path, result: FitResult) -> str:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mars_edge.modality import Modality
+from mars_training import draws
 from mars_training.data.split import Batch, Task
+from mars_training.distributed import all_rows, all_sum
 from mars_training.losses import row_losses, standard_normal_divergence
 from mars_training.methods.peer import Peer, keep, mars_parameters, matched_width, stacked
 from mars_training.methods.step import Step, own_partial, two_pass_terms, weighted
@@ -32,7 +34,7 @@ from mars_training.recipe import LossRecipe, ModelRecipe
 
 
 def _moment(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
+    return nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
 
 
 class MeanEmbedding(nn.Module):
@@ -91,7 +93,9 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     partial = own_partial(partial, batch.present)
     e = core.embed(*stacked(model.deployed.encode_all(batch.inputs), batch.present, partial))
     mean, log_variance = core.mean(e).float(), model.log_variance(e).float()
-    sampled = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+    # Per row, for both of its passes: they are stacked in each process, not over all of them.
+    drawn = draws.normal(len(batch), 2, *mean.shape[1:], device=mean.device)
+    sampled = mean + torch.cat(drawn.unbind(dim=1)) * (0.5 * log_variance).exp()
     full, incomplete = core.head(sampled).float().chunk(2)
     terms = two_pass_terms(full, incomplete, batch.labels, loss)
     terms["kl"] = standard_normal_divergence(mean, log_variance)
@@ -104,7 +108,8 @@ def hard_rows(log_variance: Tensor, partial: Tensor) -> Tensor:
     """Boolean (B,): rows of the combinations whose mean variance is above that of the batch's mean combination."""
     variance = log_variance.detach().exp().flatten(1).mean(dim=1, keepdim=True)
     of_row = mean_by_combination(variance, partial).squeeze(1)
-    same = (partial[:, None, :] == partial[None, :, :]).all(dim=2).sum(dim=1)
+    everyone = all_rows(partial.to(variance.dtype)).bool()
+    same = (partial[:, None, :] == everyone[None, :, :]).all(dim=2).sum(dim=1)
     # Every combination counts once, however often it was drawn.
-    average = (of_row / same).sum() / (1.0 / same).sum()
+    average = all_sum((of_row / same).sum()) / all_sum((1.0 / same).sum())
     return of_row > average

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mars_edge.modality import Modality
 from mars_training import losses
 from mars_training.data.split import Batch, Task
+from mars_training.distributed import anywhere
 from mars_training.methods.step import Step, Terms, own_partial, two_pass_terms, weighted
 from mars_training.model.build import build_training_mars
 from mars_training.model.mars import Passes, TrainingMars
@@ -59,7 +60,7 @@ def mars_losses(
     terms = two_pass_terms(passes.full, passes.partial, labels, recipe, rows)
     zero = terms["task"].detach() * 0.0
     terms |= {"balance": zero, "imitate": zero, "noise": zero}
-    if bool(rows.any()):
+    if anywhere(rows.any()):
         routing, student = passes.residual.of(rows), passes.student[rows]
         terms["balance"] = losses.balance_loss(routing, k)
         terms["imitate"] = losses.imitation_loss(routing.clean, student, temperature=recipe.imitate_temperature)
@@ -83,7 +84,7 @@ def warmup_losses(passes: Passes, labels: Tensor, recipe: LossRecipe, k: int, *,
     terms = mixture_losses(passes, labels, recipe, k)
     del terms["loss"]
     terms["imitate"] = terms["task"].detach() * 0.0
-    if bool(complete.any()):
+    if anywhere(complete.any()):
         routing, feature = passes.residual.of(complete), passes.student[complete]
         terms["imitate"] = losses.imitation_loss(feature, routing.clean, temperature=recipe.imitate_temperature)
     return weighted(terms, recipe)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
+from mars_training.distributed import mean_over
 from mars_training.methods.hemis import moments
 from mars_training.methods.peer import Peer, channels_of, mars_parameters, matched_width, projections
 from mars_training.methods.step import Step, own_partial, two_pass_terms, weighted
@@ -110,11 +111,12 @@ def alignment_loss(shared: Sequence[Tensor], present: Tensor) -> Tensor:
     for i, j in itertools.combinations(range(len(shared)), 2):
         both = (present[:, i] & present[:, j]).to(shared[i].dtype)
         distance = (shared[i] - shared[j]).abs().flatten(1).mean(dim=1)
-        total = total + (distance * both).sum() / both.sum().clamp_min(1)
+        total = total + mean_over((distance * both).sum(), both.sum())
     return total
 
 
 def domain_loss(told: Tensor, present: Tensor) -> Tensor:
     """Cross-entropy of logits (B, M modalities, M) against the modality, mean over what is there."""
     rows, modality = present.nonzero(as_tuple=True)
-    return functional.cross_entropy(told[rows, modality], modality)
+    total = functional.cross_entropy(told[rows, modality], modality, reduction="sum")
+    return mean_over(total, present.sum())

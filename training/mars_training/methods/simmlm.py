@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
+from mars_training.distributed import mean_over
 from mars_training.losses import ranking_loss, row_losses
 from mars_training.methods.peer import (
     Peer,
@@ -130,5 +131,5 @@ def alone_terms(answers: Sequence[Tensor], batch: Batch, loss: LossRecipe) -> Te
     """Every expert's own task loss, over the rows that have its modality, summed."""
     each = torch.stack([row_losses(o, batch.labels, loss) for o in answers], dim=1)
     there = batch.present.to(each.dtype)
-    task = (torch.where(batch.present, each, 0.0).sum(dim=0) / there.sum(dim=0).clamp_min(1)).sum()
+    task = mean_over(torch.where(batch.present, each, 0.0).sum(dim=0), there.sum(dim=0)).sum()
     return weighted({"task": task}, loss)

@@ -47,8 +47,7 @@ def two_pass_terms(
     terms = {"task": task_loss(full, labels, recipe)}
     if rows is not None:
         full, partial, labels = full[rows], partial[rows], labels[rows]
-    if len(labels):
-        terms["task"] = terms["task"] + task_loss(partial, labels, recipe)
+    terms["task"] = terms["task"] + task_loss(partial, labels, recipe)
     if recipe.distill:
         terms["distill"] = distillation_loss(full, partial, labels, temperature=recipe.distill_temperature)
     return terms

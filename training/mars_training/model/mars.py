@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mars_training import draws
+from mars_training.distributed import all_rows
 from mars_training.model.fusion import Fusion
 from mars_training.model.mixture import mixture, runs_sparse
 from mars_training.model.routers import NoisyRouting, ResidualRouter, clean_routing, top_k_gates
@@ -118,9 +120,13 @@ class DeployedMars(nn.Module):
 
 
 def mean_by_combination(shift: Tensor, partial: Tensor) -> Tensor:
-    """Each row of `shift` (B, d) replaced by the mean over the rows with the same mask in `partial` (B, M)."""
-    same = (partial[:, None, :] == partial[None, :, :]).all(dim=2).to(shift.dtype)
-    return (same @ shift) / same.sum(dim=1, keepdim=True)
+    """Each row of `shift` (B, d) replaced by the mean over the rows with the same mask in `partial` (B, M).
+
+    Where several processes share a batch, over the rows of all of them.
+    """
+    everyone = all_rows(partial.to(shift.dtype)).bool()
+    same = (partial[:, None, :] == everyone[None, :, :]).all(dim=2).to(shift.dtype)
+    return (same @ all_rows(shift)) / same.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,13 +228,15 @@ class TrainingMars(nn.Module):
     def _partial_gates(self, residual: NoisyRouting, student: Tensor) -> Tensor:
         if not (self.training and self.student_rate):
             return residual.gates
-        own = torch.rand(len(student), 1, device=student.device) < self.student_rate
+        own = draws.uniform(len(student), 1, device=student.device) < self.student_rate
         return torch.where(own, self.deployed.gates(student), residual.gates)
 
     def _drop_experts(self, gates: Tensor) -> Tensor:
         if not (self.training and self.expert_dropout):
             return gates
-        kept = gates * (torch.rand_like(gates) >= self.expert_dropout)
+        # Per row, for both of its passes: they are stacked in each process, not over all of them.
+        drawn = draws.uniform(len(gates) // 2, 2, gates.shape[1], device=gates.device)
+        kept = gates * (torch.cat(drawn.unbind(dim=1)) >= self.expert_dropout)
         total = kept.sum(dim=1, keepdim=True)
         # A sample that lost all its experts keeps them all: an empty mixture would teach the head a constant.
         return torch.where(total > 0, kept / total.clamp_min(1e-6), gates)
