@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from mars_edge.errors import UsageError
-from mars_training.data import table
+from mars_training.data import arrays, table
 from mars_training.data.columns import Decoded
 from mars_training.data.split import Data, Split
 from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe, SamplingRecipe, ScheduleRecipe
@@ -344,10 +347,29 @@ def test_a_file_that_contradicts_its_modality_is_named_with_its_row(
     assert refusal(folder) == f"row 'train0': {message}"
 
 
-def test_an_array_of_objects_is_refused_unread(folder: Path) -> None:
-    np.save(folder / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+def test_an_array_of_objects_or_a_damaged_one_is_refused_unread(folder: Path) -> None:
+    whole = own_table.save(folder / "a.npy", np.zeros(100)).read_bytes()
     own_table.replace_cell(folder, 0, "scene", "a.npy")
-    assert refusal(folder).startswith("row 'train0': a.npy: not a readable .npy array of numbers (")
+    for content in (b"", b"no", whole[:60], whole[:500], b"PK\x03\x04"):
+        (folder / "a.npy").write_bytes(content)
+        assert refusal(folder).startswith("row 'train0': a.npy is not an .npy file of numbers: ")
+    np.save(folder / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    assert refusal(folder).startswith("row 'train0': a.npy is not an .npy file of numbers: ")
+
+
+def test_headers_of_arrays_are_parsed_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own_table.save(tmp_path / "a.npy", np.arange(6.0))
+    inside, load = threading.Semaphore(1), np.load
+
+    def watched(*args: Any, **options: Any) -> Any:
+        assert inside.acquire(blocking=False)
+        time.sleep(0.002)
+        inside.release()
+        return load(*args, **options)
+
+    monkeypatch.setattr(arrays.np, "load", watched)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(np.array_equal(a, np.arange(6.0)) for a in pool.map(arrays.load_array, [path] * 32))
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(16000, 1), (8000, 2)])

@@ -8,7 +8,6 @@ on the device then does not do.
 from __future__ import annotations
 
 import csv
-import tokenize
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_training.data.arrays import load_array
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".npy"),
@@ -69,22 +69,6 @@ def _array(field: Field, path: Path) -> NDArray[Any]:
     if suffix == ".csv":
         return _numbers(path, field.modality)
     return decode_picture(path)
-
-
-def load_array(path: Path) -> NDArray[Any]:
-    """The array in a .npy file, as it is.
-
-    Raises:
-        UsageError: not a whole .npy file of numbers.
-    """
-    try:
-        # Mapped first: a header that claims more than the file holds is refused instead of allocated.
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:
-        raise UsageError(f"{path}: not a readable .npy array of numbers ({error})") from None
-    if not isinstance(mapped, np.ndarray):
-        raise UsageError(f"{path}: is an archive of arrays; give one array, saved by numpy.save")
-    return np.array(mapped)
 
 
 def decode_picture(path: Path) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
+from mars_training.data.arrays import load_array
 
 Line = tuple[int, list[str]]
 """The number of a line in its file, from 1, and its cells."""
@@ -159,10 +160,7 @@ def read_map(path: Path) -> NDArray[np.float32]:
         UsageError: no such file, not an .npy file, or not float32 (H, W).
     """
     need_file(path)
-    try:
-        values: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not an .npy file of numbers: {error}") from None
+    values = load_array(path)
     if values.ndim != 2 or values.dtype != np.float32:
         raise UsageError(f"{path} has shape {values.shape} and type {values.dtype}; expected (H, W) and float32")
     return values
