@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
-from mars_training import draws
+from mars_training import device, draws
 from mars_training.checkpoint import is_finished, load_deployed, load_info, load_metrics, load_model, load_resume
 from mars_training.commands import evaluate as evaluate_command
 from mars_training.commands import train as train_command
@@ -25,8 +27,9 @@ from mars_training.evaluate import logits_by_subset, mean_error, predict_logits,
 from mars_training.methods import deployed_of
 from mars_training.methods.modality_dropout import DropoutFusion
 from mars_training.methods.step import Terms
-from mars_training.model.mars import DeployedMars
+from mars_training.model.mars import DeployedMars, TrainingMars
 from mars_training.optimiser import build_optimiser, rate_factor, set_rate
+from mars_training.progress import progress
 from mars_training.recipe import (
     DataRecipe,
     EncoderRecipe,
@@ -207,6 +210,77 @@ def test_training_stops_when_validation_gets_no_better_for_the_patience(data: Da
 def test_an_epoch_without_validation_stops_nothing(data: Data, tmp_path: Path) -> None:
     result = train(scheduled(epochs=5, rate=1e-9, patience=1, validate_every=2), data, tmp_path, seed=0)
     assert len(result.history) in (4, 5) and result.last.scores
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++ on the processor")
+def test_a_compiled_step_trains_as_a_plain_one(data: Data, tmp_path: Path) -> None:
+    plain, compiled = (train(scheduled(epochs=1), data, tmp_path / str(c), seed=0, compiled=c) for c in (False, True))
+    assert compiled.last.terms == pytest.approx(plain.last.terms, abs=1e-4)
+    assert list(compiled.selected_state) == list(plain.selected_state)
+
+
+def test_bfloat16_trains_too_and_what_routers_compare_stays_float32(data: Data, tmp_path: Path) -> None:
+    result = train(scheduled(precision="bf16"), data, tmp_path, seed=0)
+    assert result.selected.validation_error < 0.25
+    assert {t.dtype for t in result.selected_state.values()} == {torch.float32, torch.int64}
+    model = prepare(scheduled(precision="bf16"), data, seed=0).train()
+    assert isinstance(model, TrainingMars)
+    batch = data.train.training_batch(torch.arange(32))
+    with device.autocast("bf16", torch.device("cpu")):
+        passes = model(batch.inputs, torch.tensor([[True, False]]).expand(32, -1))
+    for compared in (passes.student, passes.feature, passes.residual.clean, passes.residual.scale, passes.full):
+        assert compared.dtype == torch.float32
+    for compared in (passes.student, passes.feature, passes.residual.clean):
+        assert bool((compared != compared.bfloat16().float()).any()), "it was rounded to 8 bits on its way"
+
+
+def test_precision_follows_the_recipe_and_auto_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [device.uses_bf16(p, cpu) for p in ("fp32", "bf16")] == [False, True]
+    for has in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert device.uses_bf16("auto", cpu) is device.uses_bf16("auto", gpu) is has
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert device.pick("auto") == device.pick("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError) as error:
+        device.pick("cuda")
+    assert str(error.value) == "--device cuda needs GPU 0; torch sees 0"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_moves_with_the_steps_elsewhere_there_is_a_line_per_epoch() -> None:
+    report = EpochReport(
+        epoch=0,
+        epochs=3,
+        rate=0.1,
+        seconds=9.6,
+        eta_s=90.0,
+        samples_per_s=123.4,
+        terms={"loss": 1.0},
+        scores=[],
+        sampling={},
+    )
+    step = StepReport(epoch=0, epochs=3, step=2, steps=4, samples_per_s=99.6, eta_s=30.0)
+    moving, plain = Terminal(), io.StringIO()
+    for stream in (moving, plain):
+        hooks = progress(stream)
+        hooks.after_step(step)
+        hooks.after_step(step)
+        hooks.after_epoch(report)
+    line = "epoch 1/3  loss 1.0000  123 samples/s  10 s  ETA 1.5 min\n"
+    assert plain.getvalue() == line
+    assert moving.getvalue() == f"\r\x1b[Kepoch 1/3  step 2/4  100 samples/s  ETA 0.5 min\r\x1b[K{line}"
 
 
 def test_an_early_lucky_epoch_is_not_selected_once_a_late_one_is_there(data: Data, tmp_path: Path) -> None:

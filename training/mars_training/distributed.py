@@ -117,8 +117,12 @@ def _summed(x: Tensor) -> Tensor:
 
 def all_sum(x: Tensor) -> Tensor:
     """The sum of `x` over all processes, the same on each; gradients flow to every process. `x` itself when alone."""
-    if size() == 1:
-        return x
+    return x if size() == 1 else _all_sum(x)
+
+
+# torch.compile cannot trace sums over processes, nor decisions: it makes code of what is between them.
+@torch.compiler.disable
+def _all_sum(x: Tensor) -> Tensor:
     total: Tensor = _AllSum.apply(x)  # type: ignore[no-untyped-call]
     return total
 
@@ -136,6 +140,7 @@ def mean_over(total: Tensor, count: Tensor) -> Tensor:
     return all_sum(total) / all_sum(count.to(total.dtype)).clamp_min(1.0)
 
 
+@torch.compiler.disable
 def anywhere(flag: Tensor) -> bool:
     """Whether the boolean scalar is true on any process: for decisions that all must take alike."""
     return bool(all_sum(flag.detach().float()) > 0)

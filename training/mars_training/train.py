@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,11 +28,11 @@ from mars_training.data.split import Batch, Data
 from mars_training.epoch import EpochReport as EpochReport
 from mars_training.epoch import StepReport
 from mars_training.evaluate import SubsetScore, score_subsets
-from mars_training.methods import METHODS, build_model, deployed_of
-from mars_training.methods.step import Terms
+from mars_training.methods import METHODS, TakeStep, build_model, deployed_of
+from mars_training.methods.step import Step, Terms
 from mars_training.model.encoders.projection import ProjectionEncoder
 from mars_training.optimiser import build_optimiser, rate_factor, set_rate
-from mars_training.recipe import Recipe, ScheduleRecipe
+from mars_training.recipe import LossRecipe, Recipe, ScheduleRecipe
 from mars_training.sampling import MaskSampler
 from mars_training.state import State
 
@@ -76,7 +77,7 @@ def update_for(model: nn.Module, recipe: Recipe, *, compiled: bool = False) -> U
     """The update of the recipe's method: draws a mask per row, and credits router agreement to what was drawn."""
     take_step = METHODS[recipe.method].step
     if compiled:
-        take_step = torch.compile(take_step)
+        take_step = _compiled(take_step)
 
     def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
         drawn = sampler.draw(len(batch))
@@ -87,6 +88,19 @@ def update_for(model: nn.Module, recipe: Recipe, *, compiled: bool = False) -> U
         return step.terms
 
     return update
+
+
+def _compiled(take_step: TakeStep) -> TakeStep:
+    """The step as code that torch.compile makes; it draws the random numbers that the plain step draws."""
+    made: TakeStep = torch.compile(take_step, options={"fallback_random": True})
+
+    def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
+        with warnings.catch_warnings():
+            # While it traces, torch asks intermediate results for their gradient and warns itself of that.
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor")
+            return made(model, batch, partial, loss, epoch)
+
+    return step
 
 
 class NotFiniteError(MarsEdgeError):
