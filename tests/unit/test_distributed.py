@@ -65,6 +65,40 @@ def test_so_do_the_peers(tmp_path: Path) -> None:
         assert_same_training(tmp_path / f"{name}-1", tmp_path / f"{name}-2")
 
 
+RIG = """
+name = "tiny_rig"
+[data]
+reader = "rig"
+train = 32
+validation = 16
+[model]
+experts = 4
+active_experts = 2
+width = 8
+expert_channels = [8]
+[schedule]
+epochs = 2
+batch_size = 16
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_and_only_one_process_talks(tmp_path: Path) -> None:
+    (tmp_path / "rig.toml").write_text(RIG)
+    arguments = ["-m", "mars_edge", "train", str(tmp_path / "rig.toml"), "--device", "cpu", "--threads", "1", "--json"]
+    starts: dict[str, list[str]] = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
+    printed = {}
+    for name, start in starts.items():
+        command = [sys.executable, *start, *arguments, "-o", str(tmp_path / name)]
+        found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("epoch 2/2") == 1
+        printed[name] = json.loads(done.stdout)
+    assert printed["two"]["last"]["terms"] == pytest.approx(printed["one"]["last"]["terms"], abs=1e-4)
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
 def test_a_run_that_two_began_is_gone_on_with_by_two_or_by_one(runs: Path) -> None:
     assert_same_training(runs / "resumed-1", runs / "options-1")
     assert_same_training(runs / "resumed-2", runs / "options-2")
