@@ -24,9 +24,10 @@ from torch import nn
 from toy_training import RECIPE, toy_data
 
 from mars_edge.errors import MarsEdgeError
-from mars_training import distributed
+from mars_training import device, distributed
+from mars_training import train as training
 from mars_training.batch_norm import over_whole_batch
-from mars_training.data.split import Data
+from mars_training.data.split import Batch, Data
 from mars_training.epoch import StepReport
 from mars_training.recipe import Recipe
 from mars_training.train import Hooks, train
@@ -53,6 +54,7 @@ PLAIN = with_model(RECIPE, student_rate=0.0, expert_dropout=0.0, residual_scope=
 VARIANTS = {
     "mars": PLAIN,
     "options": RECIPE,
+    "float64": with_model(RECIPE, dispatch="sparse"),
     "sparse": with_model(PLAIN, dispatch="sparse", shared_expert=True),
     **{name: dataclasses.replace(PLAIN, method=name) for name in PEERS},
 }
@@ -90,6 +92,23 @@ def must(statuses: list[int]) -> None:
     """All processes must have ended well."""
     if any(statuses):
         sys.exit(f"wait statuses {statuses}")
+
+
+def in_float64() -> None:
+    """Makes this process train in float64, where what is left of a difference is no rounding. It does not validate."""
+    to_float32, prepare, moved = torch.Tensor.float, training.prepare, device.moved
+
+    def kept(x: torch.Tensor) -> torch.Tensor:
+        return x if x.dtype == torch.float64 else to_float32(x)
+
+    def widened(batch: Batch, where: torch.device) -> Batch:
+        inputs = {name: x.double() for name, x in batch.inputs.items()}
+        return moved(dataclasses.replace(batch, inputs=inputs), where)
+
+    torch.Tensor.float = kept  # type: ignore[assignment, method-assign]
+    training.prepare = lambda *given, **named: prepare(*given, **named).double()  # type: ignore[assignment]
+    training._scores = lambda job: []  # type: ignore[assignment]
+    device.moved = widened
 
 
 def batch_norm(folder: Path) -> None:
@@ -160,7 +179,9 @@ def main() -> None:
         for size in (1, 2):
             run = folder / f"{name}-{size}"
 
-            def work(recipe: Recipe = recipe, data: Data = data, run: Path = run) -> None:
+            def work(name: str = name, recipe: Recipe = recipe, data: Data = data, run: Path = run) -> None:
+                if name == "float64":
+                    in_float64()
                 train(recipe, data, run, seed=0)
 
             must(together(size, work))

@@ -32,16 +32,16 @@ def trained(folder: Path, *variants: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("runs"), *MARS)
+    return trained(tmp_path_factory.mktemp("runs"), *MARS, "float64")
 
 
-def assert_same_training(one: Path, two: Path) -> None:
+def assert_same_training(one: Path, two: Path, *, within: float = 1e-4) -> None:
     histories: list[list[dict[str, Any]]] = [
         json.loads((run / "metrics.json").read_text())["history"] for run in (one, two)
     ]
     assert len(histories[0]) == len(histories[1]) == 2
     for a, b in zip(*histories, strict=True):
-        assert a["terms"] == pytest.approx(b["terms"], abs=1e-4)
+        assert a["terms"] == pytest.approx(b["terms"], rel=0.0, abs=within)
         assert {n: p for n, (_, p) in a["sampling"].items()} == pytest.approx(
             {n: p for n, (_, p) in b["sampling"].items()}, abs=1e-9
         )
@@ -50,12 +50,16 @@ def assert_same_training(one: Path, two: Path) -> None:
         weights, others = load_file(one / name), load_file(two / name)
         assert list(weights) == list(others)
         for key in weights:
-            assert torch.allclose(weights[key], others[key], rtol=0.0, atol=1e-4), key
+            assert torch.allclose(weights[key], others[key], rtol=0.0, atol=within), key
 
 
 @pytest.mark.parametrize("name", MARS)
 def test_two_processes_have_the_losses_and_weights_of_one(runs: Path, name: str) -> None:
     assert_same_training(runs / f"{name}-1", runs / f"{name}-2")
+
+
+def test_nothing_but_rounding_is_between_them(runs: Path) -> None:
+    assert_same_training(runs / "float64-1", runs / "float64-2", within=1e-11)
 
 
 @pytest.mark.slow
@@ -76,6 +80,10 @@ experts = 4
 active_experts = 2
 width = 8
 expert_channels = [8]
+[model.encoders]
+rgb = {channels = [4], strides = [4]}
+depth = {channels = [4], strides = [4]}
+ir = {channels = [4], strides = [4]}
 [schedule]
 epochs = 2
 batch_size = 16
@@ -90,7 +98,7 @@ def test_torchrun_trains_as_one_process_and_only_one_process_talks(tmp_path: Pat
     printed = {}
     for name, start in starts.items():
         command = [sys.executable, *start, *arguments, "-o", str(tmp_path / name)]
-        found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        found = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MARS_EDGE_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("epoch 2/2") == 1

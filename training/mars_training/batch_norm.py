@@ -36,8 +36,8 @@ class WholeBatchNorm(nn.Module):
         if not self.training:
             return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         axes = [0, *range(2, x.dim())]
-        values = x.float()
-        here = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float32)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        here = values.new_tensor([x.numel() // x.shape[1]])
         sums = all_sum(torch.cat([values.sum(axes), here]))
         mean, count = sums[:-1] / sums[-1], sums[-1]
         shape = (1, -1, *[1] * (x.dim() - 2))

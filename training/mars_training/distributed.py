@@ -121,7 +121,7 @@ def all_sum(x: Tensor) -> Tensor:
 
 
 # torch.compile cannot trace sums over processes, nor decisions: it makes code of what is between them.
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _all_sum(x: Tensor) -> Tensor:
     total: Tensor = _AllSum.apply(x)  # type: ignore[no-untyped-call]
     return total
@@ -140,7 +140,7 @@ def mean_over(total: Tensor, count: Tensor) -> Tensor:
     return all_sum(total) / all_sum(count.to(total.dtype)).clamp_min(1.0)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def anywhere(flag: Tensor) -> bool:
     """Whether the boolean scalar is true on any process: for decisions that all must take alike."""
     return bool(all_sum(flag.detach().float()) > 0)
