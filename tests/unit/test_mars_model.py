@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch
+from mars_training.methods import METHODS
 from mars_training.methods.modality_dropout import build_dropout_fusion
+from mars_training.methods.step import own_partial
 from mars_training.model.build import (
     build_deployed,
     build_training_mars,
@@ -21,7 +23,7 @@ from mars_training.model.encoders.projection import ProjectionEncoder
 from mars_training.model.mars import TrainingMars, mask_features, mean_by_combination
 from mars_training.model.routers import ResidualRouter
 from mars_training.optimiser import optimiser_groups
-from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe
+from mars_training.recipe import DataRecipe, EncoderRecipe, LossRecipe, ModelRecipe, Recipe
 from mars_training.sampling import MaskSampler
 from mars_training.train import update_for
 
@@ -109,6 +111,38 @@ def test_the_two_passes_equal_separate_ones_when_batch_norm_is_frozen(model: Tra
     assert torch.allclose(passes.student, student, atol=1e-5)
     assert torch.allclose(passes.residual.clean, routing.clean, atol=1e-5)
     assert torch.allclose(passes.partial, model.deployed.decide(z_partial, routing.gates), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mars", "moe", "modality_dropout"])
+def test_several_masks_per_row_give_the_mean_of_steps_with_one(method: str) -> None:
+    """In evaluation mode no batch statistics tie the rows together, so each pass must be what it is on its own."""
+    torch.manual_seed(0)
+    network = METHODS[method].build(RECIPE, MODALITIES, 3, "classification").eval()
+    rows, one, other = batch(6), masks(6), masks(6).flip(0)
+    loss = LossRecipe(balance=0.0, noise=0.0, imitate=0.5, distill=0.7, incomplete=2.0)
+    both = torch.stack([one, other], dim=1).flatten(0, 1)
+    together, first, second = (METHODS[method].step(network, rows, m, loss, 0) for m in (both, one, other))
+    for name in ("loss", "task", "distill", *(["imitate"] if method == "mars" else [])):
+        mean = (first.terms[name] + second.terms[name]) / 2
+        assert torch.allclose(together.terms[name], mean, atol=1e-5), name
+    if first.agreement is not None and second.agreement is not None:
+        expected = torch.stack([first.agreement, second.agreement], dim=1).flatten()
+        assert together.agreement is not None and torch.equal(together.agreement, expected)
+
+
+def test_the_incomplete_pass_weighs_what_the_recipe_says(model: TrainingMars) -> None:
+    model.eval()
+    terms = [
+        METHODS["mars"].step(model, batch(6), masks(6), LossRecipe(incomplete=w), 0).terms for w in (0.0, 1.0, 3.0)
+    ]
+    assert torch.allclose(terms[2]["task"] - terms[0]["task"], 3.0 * (terms[1]["task"] - terms[0]["task"]), atol=1e-5)
+
+
+def test_a_row_that_lost_a_modality_has_all_its_masks_inside_what_it_has() -> None:
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    partial = torch.tensor([[True, False, True], [False, False, True], [False, True, True], [True, False, False]])
+    expected = [[True, False, False], [True, True, False], [False, True, True], [True, False, False]]
+    assert own_partial(partial, present).tolist() == expected
 
 
 def test_router_noise_is_drawn_in_training_only(model: TrainingMars) -> None:
@@ -224,7 +258,7 @@ def test_expert_dropout_keeps_gates_summing_to_one_and_never_empties_a_sample(mo
     model.train()
     model.expert_dropout = 0.9
     gates = model.deployed.gates(torch.randn(200, 4))
-    dropped = model._drop_experts(gates)
+    dropped = model._drop_experts(gates, len(gates) // 2)
     assert torch.allclose(dropped.sum(dim=1), torch.ones(200))
     assert bool(((dropped > 0).sum(dim=1) == 1).any())
 

@@ -30,7 +30,7 @@ def test_a_resolved_recipe_survives_json() -> None:
         ({"data": {"reader": "rig"}}, "recipe lacks the key 'name'"),
         (
             MINIMAL | {"sampling": {"temp": 1.0}},
-            "unknown key 'temp' in recipe.sampling; known keys: guided, start, tau, floor",
+            "unknown key 'temp' in recipe.sampling; known keys: guided, start, tau, floor, masks_per_row",
         ),
         (
             MINIMAL | {"method": "magic"},
@@ -38,6 +38,11 @@ def test_a_resolved_recipe_survives_json() -> None:
         ),
         (MINIMAL | {"schedule": {"epochs": 2.5}}, "recipe.schedule.epochs is 2.5; it must be of type int"),
         (MINIMAL | {"sampling": {"guided": 1}}, "recipe.sampling.guided is 1; it must be of type bool"),
+        (
+            MINIMAL | {"method": "hemis", "sampling": {"masks_per_row": 2}},
+            "sampling.masks_per_row is 2; method 'hemis' takes 1, only mars, moe, modality_dropout take more",
+        ),
+        (MINIMAL | {"sampling": {"masks_per_row": 0}}, "sampling.masks_per_row is 0; it must be at least 1"),
         (MINIMAL | {"loss": 3}, "recipe.loss is 3; it must be a table"),
         (
             MINIMAL | {"model": {"experts": 4, "active_experts": 4}},

@@ -24,6 +24,8 @@ FusionKind = Literal["conv", "resnet_stage"]
 TextReading = Literal["mean", "last"]
 OptimiserName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "poly"]
+# Their two passes are stacked from features; the peers' steps are written for one incomplete pass.
+_SEVERAL_MASKS = ("mars", "moe", "modality_dropout")
 SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
 Threshold = Literal["equal_error", "bpcer", "argmax"]
@@ -171,6 +173,9 @@ class LossRecipe:
     """Weights of all losses, and when they begin; a method reads those that it has."""
 
     task: float = 1.0
+    incomplete: float = 1.0
+    """Beyond the paper, for every method: weight of the incomplete pass's cross-entropy beside the complete one's.
+    The paper's 1 gives the complete set half of the task; the mean over 7 subsets gives it a seventh."""
     balance: float = 0.05
     imitate: float = 1.0
     noise: float = 0.01
@@ -213,6 +218,13 @@ class SamplingRecipe:
     start: int = 20
     tau: float = 0.06
     floor: float = 0.03
+    masks_per_row: int = 1
+    """Beyond the paper, for mars, moe and modality_dropout: incomplete passes per row and step. Encoders run once for
+    all of them, so another one costs a fusion, the experts and the head."""
+
+    def __post_init__(self) -> None:
+        if self.masks_per_row < 1:
+            raise UsageError(f"sampling.masks_per_row is {self.masks_per_row}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +342,13 @@ class Recipe:
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     export: ExportRecipe = field(default_factory=ExportRecipe)
+
+    def __post_init__(self) -> None:
+        if self.sampling.masks_per_row > 1 and self.method not in _SEVERAL_MASKS:
+            raise UsageError(
+                f"sampling.masks_per_row is {self.sampling.masks_per_row}; method {self.method!r} takes 1, "
+                f"only {', '.join(_SEVERAL_MASKS)} take more"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Every key with its resolved value, as plain JSON types once dumped."""

@@ -74,13 +74,13 @@ class FitResult:
 
 
 def update_for(model: nn.Module, recipe: Recipe, *, compiled: bool = False) -> Update:
-    """The update of the recipe's method: draws a mask per row, and credits router agreement to what was drawn."""
+    """The update of the recipe's method: draws each row's masks, and credits router agreement to what was drawn."""
     take_step = METHODS[recipe.method].step
     if compiled:
         take_step = _compiled(take_step)
 
     def update(batch: Batch, sampler: MaskSampler, epoch: int) -> Terms:
-        drawn = sampler.draw(len(batch))
+        drawn = sampler.draw(len(batch) * recipe.sampling.masks_per_row)
         masks = sampler.masks(drawn).to(batch.present.device)
         step = take_step(model, batch, masks, recipe.loss, epoch)
         if step.agreement is not None:

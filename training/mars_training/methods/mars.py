@@ -16,7 +16,7 @@ from mars_edge.modality import Modality
 from mars_training import losses
 from mars_training.data.split import Batch, Task
 from mars_training.distributed import anywhere
-from mars_training.methods.step import Step, Terms, own_partial, two_pass_terms, weighted
+from mars_training.methods.step import Step, Terms, own_partial, per_mask, two_pass_terms, weighted
 from mars_training.model.build import build_training_mars
 from mars_training.model.mars import Passes, TrainingMars
 from mars_training.model.routers import clean_routing
@@ -31,13 +31,13 @@ def build_moe(
 
 
 def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
-    """The losses of one batch; `partial` (B, M) is the drawn incomplete mask.
+    """The losses of one batch; `partial` (P B, M) are the drawn incomplete masks, P of a row together.
 
     A row that lacks a modality has no residual: it learns the task with what it has, routed by the feature
     router, and takes no part in the three routing losses. A plain mixture uses both passes of every row.
     """
     assert isinstance(model, TrainingMars)
-    complete = batch.present.all(dim=1)
+    complete = per_mask(batch.present.all(dim=1), partial)
     by_features = model.routes_by_features(epoch)
     passes = model(batch.inputs, own_partial(partial, batch.present), batch.present, by_features=by_features)
     k = model.deployed.active_experts
@@ -55,8 +55,8 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
 def mars_losses(
     passes: Passes, labels: Tensor, recipe: LossRecipe, k: int, *, epoch: int, complete: Tensor | None = None
 ) -> Terms:
-    """The four losses of MARS and their weighted sum "loss"; rows outside `complete` (B,) have no residual."""
-    rows = torch.ones(len(labels), dtype=torch.bool, device=labels.device) if complete is None else complete
+    """The four losses of MARS and their weighted sum "loss"; rows outside `complete` (P B,) have no residual."""
+    rows = torch.ones(len(passes.partial), dtype=torch.bool, device=labels.device) if complete is None else complete
     terms = two_pass_terms(passes.full, passes.partial, labels, recipe, rows)
     zero = terms["task"].detach() * 0.0
     terms |= {"balance": zero, "imitate": zero, "noise": zero}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
 from mars_training.methods.peer import mars_parameters, matched_width
-from mars_training.methods.step import Step, own_partial, two_pass_terms, weighted
+from mars_training.methods.step import Step, own_partial, per_mask, two_pass_terms, weighted
 from mars_training.model.build import (
     build_encoders,
     build_full_expert,
@@ -62,10 +62,10 @@ class DropoutFusion(nn.Module):
         return self.classify(self.encode_all(inputs), present)
 
     def two_passes(self, inputs: Mapping[str, Tensor], present: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits with all that is `present` and under `partial`, from one stacked batch, as MARS does it."""
-        features = [torch.cat([f, f]) for f in self.encode_all(inputs)]
-        full, incomplete = self.classify(features, torch.cat([present, partial])).chunk(2)
-        return full, incomplete
+        """Class logits with all that is `present` (B, M) and under `partial` (P B, M), from one stacked batch."""
+        features = [torch.cat([f, per_mask(f, partial)]) for f in self.encode_all(inputs)]
+        logits = self.classify(features, torch.cat([present, partial]))
+        return logits[: len(present)], logits[len(present) :]
 
 
 def build_dropout_fusion(

@@ -32,22 +32,35 @@ class Step:
 
 
 def own_partial(partial: Tensor, present: Tensor) -> Tensor:
-    """`partial` (B, M) without what a row never had; a row that would keep nothing keeps all it has."""
+    """`partial` (P B, M) without what a row never had; a mask that would keep nothing keeps all its row has."""
+    present = per_mask(present, partial)
     kept = partial & present
     return torch.where(kept.any(dim=1, keepdim=True), kept, present)
+
+
+def per_mask(rows: Tensor, partial: Tensor) -> Tensor:
+    """`rows` (B, ...) once per mask of `partial` (P B, ...), whose row i P + p belongs to row i: (P B, ...).
+
+    The masks of a row stand together, so that processes that share a batch hold whole rows.
+    """
+    times = len(partial) // len(rows)
+    return rows if times == 1 else rows.repeat_interleave(times, dim=0)
 
 
 def two_pass_terms(
     full: Tensor, partial: Tensor, labels: Tensor, recipe: LossRecipe, rows: Tensor | None = None
 ) -> Terms:
-    """Task loss of the complete pass and of the rows `rows` (B,) of the incomplete one, and distillation where asked.
+    """Task loss of the complete pass and of the rows `rows` of the incomplete one(s), and distillation where asked.
+
+    `full` (B, ...), `labels` (B, ...), `partial` (P B, ...) and `rows` (P B,), P incomplete passes per row.
 
     Every method's two passes end here, so that none has an option that another lacks.
     """
     terms = {"task": task_loss(full, labels, recipe)}
+    full, labels = per_mask(full, partial), per_mask(labels, partial)
     if rows is not None:
         full, partial, labels = full[rows], partial[rows], labels[rows]
-    terms["task"] = terms["task"] + task_loss(partial, labels, recipe)
+    terms["task"] = terms["task"] + recipe.incomplete * task_loss(partial, labels, recipe)
     if recipe.distill:
         terms["distill"] = distillation_loss(full, partial, labels, temperature=recipe.distill_temperature)
     return terms

@@ -189,23 +189,26 @@ class TrainingMars(nn.Module):
         *,
         by_features: bool = False,
     ) -> Passes:
-        """The two passes over shared weights; `partial` (B, M) is the sampled incomplete mask.
+        """The two passes over shared weights; `partial` (P B, M) are the sampled incomplete masks, P of a row together.
 
         `present` (B, M) is what each row has, everything when None: the first pass sees that much.
         With `by_features` the incomplete pass too is routed by the feature router.
 
-        Both passes go through fusion, experts and head as one stacked batch of 2 B: batch norm then
+        All passes go through fusion, experts and head as one stacked batch of (1 + P) B: batch norm then
         collects the statistics of complete and incomplete samples together, as a deployed model meets them.
         """
         features = self.deployed.encode_all(inputs)
-        masks = torch.cat([torch.ones_like(partial) if present is None else present, partial])
-        z, router_logits = self.deployed.route([torch.cat([f, f]) for f in features], masks)
-        full, student = router_logits.chunk(2)
+        rows = len(features[0])
+        times = len(partial) // rows
+        whole = torch.ones_like(partial[:rows]) if present is None else present
+        stacked = [torch.cat([f, f.repeat_interleave(times, dim=0)]) for f in features]
+        z, router_logits = self.deployed.route(stacked, torch.cat([whole, partial]))
+        full, student = router_logits[:rows], router_logits[rows:]
         residual = self._residual_routing(z, partial, student)
         own = self.deployed.gates(student) if by_features else self._partial_gates(residual, student)
         gates = torch.cat([self.deployed.gates(full), own])
-        logits = self.deployed.decide(z, self._drop_experts(gates)).chunk(2)
-        return Passes(full=logits[0], partial=logits[1], residual=residual, student=student, feature=full)
+        logits = self.deployed.decide(z, self._drop_experts(gates, rows))
+        return Passes(full=logits[:rows], partial=logits[rows:], residual=residual, student=student, feature=full)
 
     def _residual_routing(self, z: Tensor, partial: Tensor, student: Tensor) -> NoisyRouting:
         if self.residual_router is None:
@@ -221,8 +224,9 @@ class TrainingMars(nn.Module):
 
     def _residual(self, z: Tensor, partial: Tensor) -> Tensor:
         pooled = z.float().mean((2, 3))
-        z_full, z_partial = (pooled.detach() if self.detach_residual else pooled).chunk(2)
-        shift = z_full - z_partial
+        pooled = pooled.detach() if self.detach_residual else pooled
+        z_full, z_partial = pooled[: -len(partial)], pooled[-len(partial) :]
+        shift = z_full.repeat_interleave(len(partial) // len(z_full), dim=0) - z_partial
         return shift if self.residual_scope == "sample" else mean_by_combination(shift, partial)
 
     def _partial_gates(self, residual: NoisyRouting, student: Tensor) -> Tensor:
@@ -231,12 +235,13 @@ class TrainingMars(nn.Module):
         own = draws.uniform(len(student), 1, device=student.device) < self.student_rate
         return torch.where(own, self.deployed.gates(student), residual.gates)
 
-    def _drop_experts(self, gates: Tensor) -> Tensor:
+    def _drop_experts(self, gates: Tensor, rows: int) -> Tensor:
         if not (self.training and self.expert_dropout):
             return gates
-        # Per row, for both of its passes: they are stacked in each process, not over all of them.
-        drawn = draws.uniform(len(gates) // 2, 2, gates.shape[1], device=gates.device)
-        kept = gates * (torch.cat(drawn.unbind(dim=1)) >= self.expert_dropout)
+        # Per row, for all of its passes: they are stacked in each process, not over all of them.
+        drawn = draws.uniform(rows, len(gates) // rows, gates.shape[1], device=gates.device)
+        drawn = torch.cat([drawn[:, 0], drawn[:, 1:].flatten(0, 1)])
+        kept = gates * (drawn >= self.expert_dropout)
         total = kept.sum(dim=1, keepdim=True)
         # A sample that lost all its experts keeps them all: an empty mixture would teach the head a constant.
         return torch.where(total > 0, kept / total.clamp_min(1e-6), gates)
