@@ -7,14 +7,28 @@ saved beside the weights.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from mars_edge.errors import UsageError
+from mars_edge.manifest import CONTENT_FAULTS
+from mars_training.ranges import (
+    Count,
+    InnerShare,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Share,
+    ShareBelowOne,
+    Whole,
+    check_ranges,
+)
 
 Method = Literal["mars", "moe", "modality_dropout", "hemis", "shaspec", "dmrnet", "simmlm", "flex_moe"]
 Reader = Literal["rig", "digits", "casia_surf", "crema_d", "food101", "mcubes", "table"]
@@ -30,6 +44,7 @@ SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
 Threshold = Literal["equal_error", "bpcer", "argmax"]
 OnMissing = Literal["continue", "abstain", "fail_closed"]
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +52,21 @@ class DataRecipe:
     """Where samples come from. `train`, `validation` and `test` count the rig's rendered samples only."""
 
     reader: Reader
-    train: int = 4000
-    validation: int = 1000
-    test: int = 2000
-    seed: int = 0
+    train: Count = 4000
+    validation: Count = 1000
+    test: Count = 2000
+    seed: Whole = 0
     """Of the rig's scenes, the digits' pairing, and what is held out of training for validation."""
-    fold: int = 0
+    fold: Whole = 0
     """digits: which pair of speakers is the test set (0 to 2). crema_d, speaker-disjoint: which fifth of the actors
     is (0 to 4)."""
-    pairings: int = 2
+    pairings: Count = 2
     """digits only: how many written digits each recording is paired with."""
     protocol: DataProtocol = "official"
     """crema_d only: the published lists, which have every speaker on both sides, or splits that share no speaker."""
-    size: int = 0
+    size: Whole = 0
     """Height of the images in pixels, which are square but for mcubes; 0 takes the reader's own."""
-    limit: int = 0
+    limit: Whole = 0
     """Read only this many rows of every split, as evenly over the classes as they allow; 0 reads all. For trials."""
     always_present: tuple[str, ...] = ()
     """Modalities that are never missing: subsets without them are neither drawn in training nor evaluated."""
@@ -65,6 +80,7 @@ class DataRecipe:
             raise UsageError(f"data.size is {self.size}; reader {self.reader!r} has sizes of its own")
         if self.size < 0 or self.limit < 0:
             raise UsageError(f"data.size is {self.size} and data.limit {self.limit}; they must be 0 or more")
+        check_ranges(self, "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,32 +89,33 @@ class EncoderRecipe:
 
     kind: str = "conv"
     """One of `mars_training.model.backbones.KINDS`; each kind's module names its source."""
-    channels: tuple[int, ...] = (16, 32, 64, 64)
-    strides: tuple[int, ...] = (2, 2, 2, 1)
-    kernel: int = 3
+    channels: tuple[Count, ...] = (16, 32, 64, 64)
+    strides: tuple[Count, ...] = (2, 2, 2, 1)
+    kernel: Count = 3
     pool: bool = False
     """The mean over all pixels at the end."""
-    span: int = 0
+    span: Whole = 0
     """conv only: outputs of one more block whose kernel spans the whole remaining map, so that place in it (for
     audio: order in time) still counts; 0 has none."""
-    components: int = 2
+    components: Count = 2
     """projection only: principal components kept."""
-    depths: tuple[int, ...] = ()
+    depths: tuple[Count, ...] = ()
     """resnet, resnet_se, deeplab: residual blocks per stage."""
-    reduction: int = 16
+    reduction: Count = 16
     """resnet_se: how many times narrower squeeze-and-excitation is than the feature."""
-    expansion: int = 4
+    expansion: Count = 4
     """mobile, mobile_seg: how many times wider an inverted residual is inside."""
-    aspp: int = 256
+    aspp: Count = 256
     """deeplab, mobile_seg: outputs of the pyramid pooling."""
-    low: int = 48
+    low: Count = 48
     """deeplab, mobile_seg: channels of the map at stride 4 that joins the pyramid's."""
-    embedding: int = 64
+    embedding: Count = 64
     """text_lstm, text_mean: numbers per word."""
     reading: TextReading = "last"
     """text_lstm: the state after the last word, or the mean over all words."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "encoder")
         if len(self.channels) != len(self.strides) or not self.channels:
             raise UsageError(
                 f"encoder has {len(self.channels)} channels and {len(self.strides)} strides; give one stride per block"
@@ -117,21 +134,21 @@ class ModelRecipe:
 
     encoders: dict[str, EncoderRecipe] = field(default_factory=dict)
     """By modality name; a modality without a table gets the default encoder."""
-    experts: int = 8
-    active_experts: int = 2
-    width: int = 96
+    experts: Count = 8
+    active_experts: Count = 2
+    width: Count = 96
     """Channels d of the task representation z."""
     fusion_kind: FusionKind = "conv"
     """One convolution block, or a stage of two ResNet basic blocks."""
-    fusion_kernel: int = 3
-    fusion_stride: int = 2
+    fusion_kernel: Count = 3
+    fusion_stride: Count = 2
     expert_kind: ExpertKind = "conv"
     """What a layer of `expert_channels` is: a convolution block; a linear layer with bias and ReLU, without batch norm
     ("mlp": no kernel, no stride); a ResNet basic block; or, beyond the paper, see `expert_rank`."""
-    expert_channels: tuple[int, ...] = (96,)
-    expert_kernel: int = 3
-    expert_stride: int = 2
-    expert_rank: int = 8
+    expert_channels: tuple[Count, ...] = (96,)
+    expert_kernel: Count = 3
+    expert_stride: Count = 2
+    expert_rank: Count = 8
     """low_rank only: each expert is a correction of this rank to the shared expert, which is a "conv" one."""
     shared_expert: bool = False
     """One more expert that always runs; its output is added to the gated sum."""
@@ -139,14 +156,14 @@ class ModelRecipe:
     """The residual's gradient stops at the residual router."""
     residual_scope: Literal["sample", "combination"] = "sample"
     """Whose residual routes a partial sample: its own (the paper), or the batch mean of its combination."""
-    student_rate: float = 0.0
+    student_rate: Share = 0.0
     """Share of partial samples that the feature router routes in training."""
-    expert_dropout: float = 0.0
+    expert_dropout: ShareBelowOne = 0.0
     residual_routing: bool = True
     """False: the feature router routes both passes, a plain mixture of experts; the first rung of the ablation."""
     router_noise: bool = True
     """False: the residual router has no noise, neither scale nor loss; the second rung of the ablation."""
-    router_warmup: int = 0
+    router_warmup: Whole = 0
     """Beyond the paper: first epochs in which the feature router routes both passes and the residual router learns
     from it; then they change places."""
     combination_router: bool = False
@@ -157,6 +174,7 @@ class ModelRecipe:
     """In training, "sparse" runs an expert on the rows routed to it alone; its batch norm then sees only those."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model")
         if not 1 <= self.active_experts < self.experts:
             raise UsageError(
                 f"active_experts is {self.active_experts}; with {self.experts} experts, "
@@ -172,33 +190,33 @@ class ModelRecipe:
 class LossRecipe:
     """Weights of all losses, and when they begin; a method reads those that it has."""
 
-    task: float = 1.0
-    incomplete: float = 1.0
+    task: NotNegative = 1.0
+    incomplete: NotNegative = 1.0
     """Beyond the paper, for every method: weight of the incomplete pass's cross-entropy beside the complete one's.
     The paper's 1 gives the complete set half of the task; the mean over 7 subsets gives it a seventh."""
-    balance: float = 0.05
-    imitate: float = 1.0
-    noise: float = 0.01
-    imitate_temperature: float = 1.0
-    imitate_start: int = 0
+    balance: NotNegative = 0.05
+    imitate: NotNegative = 1.0
+    noise: NotNegative = 0.01
+    imitate_temperature: Positive = 1.0
+    imitate_start: Whole = 0
     """Beyond the paper: the first epoch with imitation; before, the feature router learns from the task alone."""
-    label_smoothing: float = 0.0
-    distill: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
+    distill: NotNegative = 0.0
     """Beyond the paper, for every method: the incomplete pass learns from the complete pass's class probabilities."""
-    distill_temperature: float = 2.0
-    align: float = 0.1
+    distill_temperature: Positive = 2.0
+    align: NotNegative = 0.1
     """shaspec: distance between the shared features of two modalities (its released settings, alpha)."""
-    domain: float = 0.02
+    domain: NotNegative = 0.02
     """shaspec: cross-entropy of telling modalities apart by their specific features (beta)."""
-    rank: float = 0.1
+    rank: NotNegative = 0.1
     """simmlm: more modalities must not have the larger task loss (arXiv 2507.19264, section 4)."""
-    kl: float = 1e-3
+    kl: NotNegative = 1e-3
     """dmrnet: divergence of the embedding's distribution from the standard normal (its released settings)."""
-    hard: float = 0.3
+    hard: NotNegative = 0.3
     """dmrnet: extra task loss of the combinations whose embeddings are the least certain (released: 0.3 and 0.7)."""
-    specialise: float = 0.01
+    specialise: NotNegative = 0.01
     """flex_moe: cross-entropy between the router and the expert that is a combination's own (released settings)."""
-    first_stage: int = 2
+    first_stage: Whole = 2
     """Epochs of the first stage of the peers that have two: simmlm trains its experts alone, flex_moe on complete
     rows, dmrnet without `hard`. The released settings are a tenth of all epochs (flex_moe) and 5 (dmrnet)."""
 
@@ -208,6 +226,7 @@ class LossRecipe:
                 f"loss.imitate_temperature is {self.imitate_temperature} and distill_temperature "
                 f"{self.distill_temperature}; they must be above 0"
             )
+        check_ranges(self, "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,16 +234,17 @@ class SamplingRecipe:
     """Discrepancy-guided sampling; `guided = false` keeps it uniform."""
 
     guided: bool = True
-    start: int = 20
-    tau: float = 0.06
-    floor: float = 0.03
-    masks_per_row: int = 1
+    start: Whole = 20
+    tau: Positive = 0.06
+    floor: Annotated[float, Range(low=0, high=0.5)] = 0.03
+    masks_per_row: Count = 1
     """Beyond the paper, for mars, moe and modality_dropout: incomplete passes per row and step. Encoders run once for
     all of them, so another one costs a fusion, the experts and the head."""
 
     def __post_init__(self) -> None:
         if self.masks_per_row < 1:
             raise UsageError(f"sampling.masks_per_row is {self.masks_per_row}; it must be at least 1")
+        check_ranges(self, "sampling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,24 +253,24 @@ class ScheduleRecipe:
 
     optimiser: OptimiserName = "adamw"
     schedule: Schedule = "cosine"
-    rate: float = 2e-3
-    encoder_rate: dict[str, float] = field(default_factory=dict)
+    rate: Positive = 2e-3
+    encoder_rate: dict[str, NotNegative] = field(default_factory=dict)
     """By modality name, a factor on the rate of its encoder's parameters; 1 where none is given."""
-    weight_decay: float = 1e-2
-    momentum: float = 0.9
-    batch_size: int = 64
-    epochs: int = 20
-    warmup_epochs: float = 1.0
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    clip_norm: float = 5.0
+    weight_decay: NotNegative = 1e-2
+    momentum: ShareBelowOne = 0.9
+    batch_size: Count = 64
+    epochs: Count = 20
+    warmup_epochs: NotNegative = 1.0
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    clip_norm: Positive = 5.0
     precision: Precision = "fp32"
-    validate_every: int = 1
-    select_from: float = 0.0
+    validate_every: Count = 1
+    select_from: Share = 0.0
     """Share of the epochs that must be over before one may be selected: a small validation split would pick
     a lucky epoch from before the rate has come down."""
-    patience: int = 0
+    patience: Whole = 0
     """Stop after this many epochs without a better validation error; 0 trains all epochs."""
-    checkpoint_every_s: float = 600.0
+    checkpoint_every_s: NotNegative = 600.0
     """Within an epoch too, save what a killed run goes on with when this many seconds are over; 0 saves at the ends
     of epochs only."""
 
@@ -260,6 +280,7 @@ class ScheduleRecipe:
                 f"schedule.patience is {self.patience} and checkpoint_every_s {self.checkpoint_every_s}; "
                 f"they must be 0 or more"
             )
+        check_ranges(self, "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,32 +288,32 @@ class AugmentRecipe:
     """Light changes to preprocessed training tensors; geometry is the same for all image modalities of a sample."""
 
     flip: bool = False
-    flip_negates: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    flip_negates: dict[str, tuple[Whole, ...]] = field(default_factory=dict)
     """By modality, the channels whose sign a mirror turns, as it does for an angle of polarisation; zero is at 0.5."""
-    shift_px: int = 0
-    crop_px: int = 0
+    shift_px: Whole = 0
+    crop_px: Whole = 0
     """Side of one random square cut out of all image modalities and the label map of a sample; 0 keeps the whole."""
-    brightness: float = 0.0
+    brightness: Share = 0.0
     """Image values gain a uniform offset within plus or minus this (range 0..1), per modality and sample."""
-    contrast: float = 0.0
+    contrast: Share = 0.0
     """Image values are scaled about their mean by a uniform factor within 1 plus or minus this."""
-    audio_gain: float = 0.0
+    audio_gain: Share = 0.0
     """Log-mel values gain a uniform offset within plus or minus this (1.0 is 80 dB)."""
-    audio_shift: int = 0
+    audio_shift: Whole = 0
     """Log-mel frames are shifted in time by up to this many."""
-    audio_stretch: float = 0.0
+    audio_stretch: ShareBelowOne = 0.0
     """Frames are read at a pace within 1 plus or minus this: faster and slower speech."""
-    audio_warp: float = 0.0
+    audio_warp: ShareBelowOne = 0.0
     """Bands are read at an index scaled by 1 plus or minus this: longer and shorter vocal tracts."""
-    audio_bands: float = 0.0
+    audio_bands: NotNegative = 0.0
     """Bands are shifted by up to this many, in fractions too."""
-    audio_colour: float = 0.0
+    audio_colour: Share = 0.0
     """Bands gain a smooth random offset within plus or minus this: other microphones and rooms (1.0 is 80 dB)."""
-    audio_noise: float = 0.0
+    audio_noise: Share = 0.0
     """Noise of a uniform mean log-mel value in 0 to this is added as power."""
-    audio_band_mask: int = 0
+    audio_band_mask: Whole = 0
     """One run of up to this many bands is set to the sample's mean (SpecAugment, arXiv 1904.08779)."""
-    audio_frame_mask: int = 0
+    audio_frame_mask: Whole = 0
     """One run of up to this many frames is set to the sample's mean."""
     photometric: tuple[str, ...] = ()
     """Names of the image modalities whose brightness and contrast change."""
@@ -300,33 +321,34 @@ class AugmentRecipe:
     def __post_init__(self) -> None:
         if self.crop_px < 0 or self.shift_px < 0:
             raise UsageError(f"augment.crop_px is {self.crop_px} and shift_px {self.shift_px}; they must be 0 or more")
+        check_ranges(self, "augment")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecipe:
     """How a run becomes an artifact, and what the artifact may decide."""
 
-    qat_epochs: int = 2
+    qat_epochs: Whole = 2
     """Epochs of quantization-aware training; 0 only observes ranges (post-training quantization)."""
-    qat_rate: float = 0.1
+    qat_rate: PositiveShare = 0.1
     """Share of `schedule.rate` that quantization-aware training starts at."""
     threshold: Threshold = "equal_error"
     """Live/spoof tasks: how the threshold is picked on validation; "argmax" keeps probability 0.5."""
-    bpcer_target: float = 0.01
+    bpcer_target: InnerShare = 0.01
     """For threshold = "bpcer": the share of bona fide presentations that may be rejected."""
-    certify_max_error: float = 1.0
+    certify_max_error: Share = 1.0
     """A subset is certified when the 95 % upper bound of its test error is at most this (1 certifies all)."""
-    certify_min_samples: int = 100
+    certify_min_samples: Count = 100
     """Fewer test samples certify nothing."""
     require: tuple[str, ...] = ()
     on_missing: OnMissing = "continue"
     masking_faults: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.qat_epochs < 0 or not 0.0 < self.qat_rate <= 1.0:
-            raise UsageError(
-                f"export.qat_epochs is {self.qat_epochs} and qat_rate {self.qat_rate}; they must be >= 0 and in 0..1"
-            )
+        check_ranges(self, "export")
+        for fault in self.masking_faults:
+            if fault not in CONTENT_FAULTS:
+                raise UsageError(f"export.masking_faults names {fault!r}; allowed: {', '.join(CONTENT_FAULTS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +366,8 @@ class Recipe:
     export: ExportRecipe = field(default_factory=ExportRecipe)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(f"name is {self.name!r}; allowed: letters, digits, _, - and ., the first of them no .")
         if self.sampling.masks_per_row > 1 and self.method not in _SEVERAL_MASKS:
             raise UsageError(
                 f"sampling.masks_per_row is {self.sampling.masks_per_row}; method {self.method!r} takes 1, "
@@ -359,7 +383,7 @@ def load_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file.
 
     Raises:
-        UsageError: no such file, not TOML, an unknown key, or a value of the wrong type.
+        UsageError: no such file, not TOML, an unknown key, or a value of the wrong type or range.
     """
     return recipe_from_dict(read_toml(path, "recipe"))
 
@@ -384,7 +408,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """The recipe a nested table describes; missing keys take their defaults.
 
     Raises:
-        UsageError: an unknown or missing key, or a value of the wrong type.
+        UsageError: an unknown or missing key, or a value of the wrong type or range.
     """
     recipe = strict_dataclass(Recipe, table, "recipe")
     assert isinstance(recipe, Recipe)
@@ -395,7 +419,7 @@ def strict_dataclass(kind: Any, table: object, where: str) -> Any:
     """An instance of the dataclass `kind` from a nested table; `where` names the table in messages.
 
     Raises:
-        UsageError: an unknown or missing key, or a value of the wrong type.
+        UsageError: an unknown or missing key, or a value of the wrong type or range.
     """
     if not isinstance(table, Mapping):
         raise UsageError(f"{where} is {table!r}; it must be a table")

@@ -19,6 +19,7 @@ from mars_training.methods import dmrnet, flex_moe, hemis, mars, modality_dropou
 from mars_training.methods.step import Step
 from mars_training.model.build import build_training_mars
 from mars_training.model.deployable import Deployable
+from mars_training.names import check_names
 from mars_training.recipe import LossRecipe, ModelRecipe, Recipe
 
 Build = Callable[[ModelRecipe, Sequence[Modality], int, Task], nn.Module]
@@ -53,7 +54,12 @@ METHODS: dict[str, Method] = {
 def build_model(
     recipe: Recipe, modalities: Sequence[Modality], classes: int, task: Task = "classification"
 ) -> nn.Module:
-    """The untrained model that the recipe's method trains; its `deployed` is what a device would run."""
+    """The untrained model that the recipe's method trains; its `deployed` is what a device would run.
+
+    Raises:
+        UsageError: the recipe names a modality that is not there, or its sizes do not fit together.
+    """
+    check_names(recipe, modalities)
     return METHODS[recipe.method].build(recipe.model, modalities, classes, task)
 
 
