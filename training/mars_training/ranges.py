@@ -52,14 +52,15 @@ def check_ranges(table: object, where: str) -> None:
     Raises:
         UsageError: a number that is not; the message calls the table `where`.
     """
-    for name, hint in _hints(type(table)).items():
+    kind: Any = type(table)
+    for name, hint in _hints(kind).items():
         for place, value, allowed in numbers(hint, getattr(table, name), f"{where}.{name}"):
             if allowed is not None and value not in allowed:
                 raise UsageError(f"{place} is {value!r}; allowed: {allowed}")
 
 
 @functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
+def _hints(kind: Any) -> Mapping[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
