@@ -59,6 +59,23 @@ def write(folder: Path) -> Path:
     return folder
 
 
+def more_rows(folder: Path, *, split: str, count: int) -> None:
+    """Add `count` complete rows more0, more1, ... to a split, of a person of their own."""
+    lines = read_csv(folder)
+    for at in range(count):
+        rng = np.random.default_rng([77, at])
+        label, name = at % 3, f"more{at}"
+        cells = [
+            save(folder / f"depth/{name}.npy", rng.integers(0, 900, (2, 12, 14)).astype("u2") + 1500 * label),
+            save(folder / f"inertial/{name}.npy", rng.normal(5.0 * label, 1.0, (30, 6))),
+            save(folder / f"scene/{name}.npy", rng.random(5) * 0.3 + 0.3 * label),
+            write_wav(folder / f"voice/{name}.wav", rng.normal(0.0, 100.0 * 10.0**label, 3000)),
+        ]
+        paths = [str(cell).removeprefix(f"{folder}/") for cell in cells]
+        lines.append(",".join([name, split, LABELS[label], "more", *paths, f"{LABELS[label]} more {at}"]))
+    write_csv(folder, lines)
+
+
 def write_csv(folder: Path, lines: Sequence[str], *, newline: str = "\n", start: str = "", end: str = "\n") -> None:
     """samples.csv from its lines, byte for byte."""
     (folder / "samples.csv").write_bytes((start + newline.join(lines) + end).encode("utf-8"))

@@ -14,7 +14,7 @@ import pytest
 from mars_edge import cli
 from mars_edge.errors import UsageError
 from mars_training.commands import data as command
-from mars_training.data.check import READERS, check, recognise
+from mars_training.data.check import DECODED, READERS, check, recognise
 from mars_training.data.contents import compare
 from mars_training.data.listing import Entry
 from tests.helpers import benchmark_trees, own_table
@@ -222,8 +222,38 @@ def test_only_so_many_rows_are_decoded_and_it_says_so(folder: Path, capsys: pyte
     (folder / "scene/train17.npy").write_bytes(b"x")
     code, lines = screen(folder, capsys, "--decode", "2")
     assert code == 0
-    assert lines[-1] == "usable: 0 problems, 0 warnings; 6 of 36 rows were decoded, --decode N decodes more"
+    assert lines[-1] == (
+        "usable as far as looked: 0 problems, 0 warnings; 6 of 36 rows were decoded, --decode N decodes more"
+    )
     assert screen(folder, capsys, "--decode", "99")[0] == 2
+
+
+def test_without_being_asked_every_row_is_decoded_and_one_cut_or_infinite_file_makes_the_data_unusable(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_table.more_rows(folder, split="train", count=50)
+    assert screen(folder, capsys)[1][-1].startswith("usable: ")
+    whole = folder / "scene/more41.npy"
+    kept = whole.read_bytes()
+    whole.write_bytes(kept[:-3])
+    assert found(folder)[0] == "problem: train: scene: 1 of 68 decoded samples cannot be used"
+    code, lines = screen(folder, capsys)
+    assert code == 2 and lines[-1].startswith("NOT USABLE: 1 problem, ")
+    whole.write_bytes(kept)
+    values = np.load(folder / "inertial/more7.npy")
+    values[1, 1] = np.nan
+    np.save(folder / "inertial/more7.npy", values)
+    assert examples(folder, "cannot be used") == [
+        f"row 'more7': inertial/more7.npy: 1 of {values.size} values are not finite"
+    ]
+
+
+def test_by_default_two_thousand_rows_of_a_split_are_decoded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert DECODED == 2_000
+    with pytest.raises(SystemExit):
+        command.main(["check", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "of splits of more than 2,000 rows those of so many" in text and "(default: 2,000)" in text
 
 
 def test_pixels_are_counted_per_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="what a data set holds, lacks and leaks",
         description="Tell what a data set holds, what is missing or broken, and what its split leaks. "
+        f"Every file is decoded, of splits of more than {DECODED:,} rows those of so many. "
         "Exit code 0: it can be used, perhaps with warnings; 2: something is missing or broken.",
         epilog=example,
     )
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_argument("--reader", choices=READERS, help="whose layout it has (default: recognised)")
     checks.add_argument(
         "--decode", type=positive(int, zero=True), default=DECODED, metavar="N",
-        help=f"rows of each split whose files are decoded (default: {DECODED})",
+        help=f"decode the files of at most this many rows of each split, spread evenly (default: {DECODED:,})",
     )  # fmt: skip
     checks.add_argument("--json", action="store_true", help="print one JSON object, with every row that is named")
     checks.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -198,5 +199,8 @@ def _verdict(report: Report) -> str:
     warnings = len(report.findings) - problems
     counts = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     rows, decoded = (sum(getattr(s, name) for s in report.splits.values()) for name in ("rows", "decoded"))
-    part = f"; {decoded:,} of {rows:,} rows were decoded, --decode N decodes more" if decoded < rows else ""
-    return f"{'usable' if report.usable else 'NOT USABLE'}: {counts}{part}"
+    if not report.usable:
+        return f"NOT USABLE: {counts}"
+    if decoded == rows:
+        return f"usable: {counts}"
+    return f"usable as far as looked: {counts}; {decoded:,} of {rows:,} rows were decoded, --decode N decodes more"

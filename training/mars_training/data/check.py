@@ -29,10 +29,10 @@ from mars_training.recipe import DataRecipe, Reader, SplitName
 _SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 _FEW_COMPLETE, _MANY_LONG, _MANY_CLIPPED, _NARROW = 0.1, 0.1, 0.05, 0.1
 """Shares: of complete rows, long texts and clipped values that deserve a warning, and of a range that is used."""
-DECODED = 32
-"""Rows per split whose files are decoded."""
-MOST_MAPS = 50
-"""Label maps per split whose pixels are counted."""
+DECODED = 2_000
+"""Rows per split whose files are decoded, unless another number is asked for."""
+LEAST_MAPS = 50
+"""Label maps per split whose pixels are counted even where fewer rows are decoded."""
 
 ReadListing = Callable[[DataRecipe, SplitName, Path], Listing]
 _LISTINGS: dict[Reader, ReadListing] = {
@@ -154,7 +154,7 @@ def recognise(folder: Path) -> Reader:
 
 
 def check(
-    folder: Path, reader: Reader, *, decode: int = 32, say: Callable[[str], object] = lambda line: None
+    folder: Path, reader: Reader, *, decode: int = DECODED, say: Callable[[str], object] = lambda line: None
 ) -> Report:
     """Everything about the data set in `folder`, nothing changed.
 
@@ -173,12 +173,12 @@ def check(
     listings = _listings(recipe, folder, findings)
     say(f"comparing the files of {sum(len(found.entries) for found in listings.values()):,} rows ...")
     contents = compare(entry for found in listings.values() for entry in found.entries)
-    say(f"decoding up to {decode} rows of each split ...")
+    say(f"decoding every row of each split, up to {decode:,} ...")
     seen = {m.name: Seen() for m in source.modalities}
     splits: dict[SplitName, SplitSummary] = {}
     for split, found in listings.items():
         decoded = _decode(split, found, source, seen, decode, findings)
-        splits[split] = _summary(split, found, source, decoded, findings)
+        splits[split] = _summary(split, found, source, decoded, max(decode, LEAST_MAPS), findings)
     findings += _gaps(listings, source)
     findings += [found for m in source.modalities if seen[m.name].total for found in _value_warnings(m, seen[m.name])]
     findings += group_leaks(reader, listings, source)
@@ -270,9 +270,9 @@ def _note(modality: Modality, raw: Any, seen: Seen) -> None:
 
 
 def _summary(
-    split: SplitName, found: Listing, source: Source, decoded: Sequence[int], findings: list[Finding]
+    split: SplitName, found: Listing, source: Source, decoded: Sequence[int], maps: int, findings: list[Finding]
 ) -> SplitSummary:
-    pixels = _pixels(split, found, source, findings) if source.task == "segmentation" else None
+    pixels = _pixels(split, found, source, maps, findings) if source.task == "segmentation" else None
     rows = Counter(entry.label for entry in found.entries)
     return SplitSummary(
         rows=len(found.entries),
@@ -303,12 +303,12 @@ class _Pixels:
         return int(self.counts[IGNORED]) / max(int(self.counts.sum()), 1)
 
 
-def _pixels(split: SplitName, found: Listing, source: Source, findings: list[Finding]) -> _Pixels:
-    """Counted over up to `MOST_MAPS` maps, spread evenly; broken maps, and those of another size, are found."""
+def _pixels(split: SplitName, found: Listing, source: Source, most: int, findings: list[Finding]) -> _Pixels:
+    """Counted over up to `most` maps, spread evenly; broken maps, and those of another size, are found."""
     assert found.maps is not None
     counts = np.zeros(256, dtype=np.int64)
     wrong, sizes, maps = [], [], 0
-    for at in _spread(_whole(found), MOST_MAPS):
+    for at in _spread(_whole(found), most):
         try:
             labels = found.maps[at]
             other = _image_sizes(at, found, source) - {labels.shape}
