@@ -26,10 +26,11 @@ import torch
 from mars_edge.errors import UsageError
 from mars_training.checkpoint import load_info, load_model
 from mars_training.commands.compare import main
-from mars_training.compare import Place, RunCell, read_evaluation, sole_user, state_of
+from mars_training.compare import Place, RunCell, read_evaluation, state_of
 from mars_training.data.load import load_data, load_split
 from mars_training.evaluate import SubsetScore, score_subsets
 from mars_training.grid import Cell, load_grid
+from mars_training.lock import sole_user
 from mars_training.methods.oracle import oracle_of
 from mars_training.train import train
 from mars_training.workers import RefusedError
@@ -294,7 +295,7 @@ def test_a_run_of_another_recipe_is_refused_and_replaced_on_request(
 
 
 def test_two_comparisons_do_not_write_to_one_folder(ran: Ran, copied: Path) -> None:
-    with sole_user(copied), pytest.raises(UsageError) as error:
+    with sole_user(copied, "busy"), pytest.raises(UsageError) as error:
         main(ran.arguments(copied))
     assert str(error.value) == f"another compare is running in {copied}; wait for it, or give another folder"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
@@ -22,7 +26,7 @@ from mars_training.data.split import Data, Source, Split
 from mars_training.evaluate import SubsetScore
 from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe, SamplingRecipe, ScheduleRecipe
 from mars_training.report import ReportFiles, write_report
-from mars_training.tensorboard import writer_hook
+from mars_training.tensorboard import epoch_events
 from mars_training.train import EpochReport, train
 
 HOSTILE = '<script src="x">alert("$1 & $2")</script>'
@@ -102,9 +106,12 @@ def test_the_page_is_whole_and_names_every_subset(files: ReportFiles) -> None:
     page = Page(files.page.read_text(encoding="utf-8"))
     for subset in ("rgb", "depth", "rgb+depth"):
         assert subset in page.texts
-    headings = ["Subsets of modalities", "Validation", "Losses", "Routing", "Agreement of the two routers", "Sampling"]
+    headings = [
+        "Subsets of modalities", "Validation", "Losses", "Routing", "Use of the experts",
+        "Agreement of the two routers", "Sampling",
+    ]  # fmt: skip
     assert [t for t in page.texts if t in headings] == headings
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 7
 
 
 def test_the_page_loads_nothing(files: ReportFiles) -> None:
@@ -147,7 +154,7 @@ def test_the_numbers_are_strict_json_of_the_same_run(files: ReportFiles, run: Pa
 
 def test_no_other_file_is_left_behind(files: ReportFiles, run: Path) -> None:
     assert files == ReportFiles(page=run / "report.html", picture=run / "report.png", numbers=run / "diagnostics.json")
-    assert [p.name for p in run.iterdir() if p.name.startswith(".") or p.suffix == ".tmp"] == []
+    assert [p.name for p in run.iterdir() if p.name.startswith(".") or p.suffix == ".tmp"] == [".lock"]
 
 
 def test_names_are_text_and_never_markup(run: Path, tmp_path: Path) -> None:
@@ -155,12 +162,11 @@ def test_names_are_text_and_never_markup(run: Path, tmp_path: Path) -> None:
     hostile.mkdir()
     for name in ("metrics.json", "selected.safetensors", "last.safetensors"):
         (hostile / name).write_bytes((run / name).read_bytes())
-    recipe = dataclasses.replace(RECIPE, name=HOSTILE)
-    save_info(hostile, RunInfo(recipe=recipe, seed=0, source=dataclasses.replace(SOURCE, note=HOSTILE)))
+    save_info(hostile, RunInfo(recipe=RECIPE, seed=0, source=dataclasses.replace(SOURCE, note=HOSTILE)))
     text = write_report(hostile, load_model(hostile)[0], VALIDATION).page.read_text(encoding="utf-8")
     assert "<script" not in text and "<b>" not in text
     page = Page(text)
-    assert HOSTILE in page.texts and any(HOSTILE in t and "seed 0" in t for t in page.texts)
+    assert any(HOSTILE in t and "seed 0" in t for t in page.texts)
     assert any("<b>mask</b>" in t for t in page.texts)
 
 
@@ -225,11 +231,11 @@ def written(run: Path) -> dict[tuple[str, int], float]:
 
 
 def test_event_files_hold_every_number_of_every_epoch(tmp_path: Path) -> None:
-    write = writer_hook(tmp_path)
-    assert not (tmp_path / "tensorboard").exists()
-    write(report_of(0))
-    after_one = written(tmp_path)
-    write(report_of(1))
+    with epoch_events(tmp_path) as write:
+        assert not (tmp_path / "tensorboard").exists()
+        write(report_of(0))
+        after_one = written(tmp_path)
+        write(report_of(1))
     assert {tag for tag, _ in after_one} == {
         "loss/loss", "rate", "samples_per_s", "error/rgb", "error/mean", "discrepancy/rgb", "probability/rgb",
     }  # fmt: skip
@@ -241,8 +247,78 @@ def test_event_files_hold_every_number_of_every_epoch(tmp_path: Path) -> None:
 
 def test_event_files_need_tensorboard_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UsageError) as caught:
-        writer_hook(tmp_path)
+    with pytest.raises(UsageError) as caught, epoch_events(tmp_path):
+        pass
     assert str(caught.value) == (
         "--tensorboard needs tensorboard, which is not installed: pip install 'mars-edge[train]'"
     )
+
+
+def test_event_files_are_closed_when_training_ends_early(tmp_path: Path) -> None:
+    def threads() -> list[str]:
+        return [t.name for t in threading.enumerate() if isinstance(t, _AsyncWriterThread)]
+
+    with pytest.raises(KeyboardInterrupt), epoch_events(tmp_path) as write:
+        write(report_of(0, epochs=9))
+        assert threads()
+        raise KeyboardInterrupt
+    assert threads() == []
+
+
+def accumulated(run: Path) -> EventAccumulator:
+    """What TensorBoard itself reads of a run."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def test_a_report_adds_its_pictures_and_numbers_to_tensorboard_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    with epoch_events(copied) as write:
+        write(report_of(0))
+        write(report_of(1))
+    monkeypatch.setattr(report_command, "load_split", lambda recipe, split, folder: VALIDATION)
+    for _ in range(2):
+        assert report_command.main([str(copied), "--tensorboard", "--quiet"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == str(copied / "tensorboard")
+    events = accumulated(copied)
+    numbers = json.loads((copied / "diagnostics.json").read_text(encoding="utf-8"))
+    usage, scores = numbers["usage"], numbers["selected"]["scores"]
+    expected = {
+        "agreement/rgb": numbers["agreement"]["by_combination"]["rgb"],
+        "agreement/depth": numbers["agreement"]["by_combination"]["depth"],
+        "agreement/chance": 0.5,
+        "effective_experts/by_gate": usage["effective_by_gate"],
+        "effective_experts/by_load": usage["effective_by_load"],
+        **{f"gate_share/{i}": usage["gate"][i] for i in range(4)},
+        **{f"load_share/{i}": usage["load"][i] for i in range(4)},
+        **{f"ece/{s['subset']}": s["ece"] for s in scores},
+        **{f"nll/{s['subset']}": s["nll"] for s in scores},
+    }
+    for tag, value in expected.items():
+        (event,) = events.Scalars(tag)
+        assert (event.step, event.value) == (numbers["selected"]["epoch"] + 1, pytest.approx(value, rel=1e-6))
+    assert [event.value for event in events.Scalars("loss/loss")] == [2.0, 1.0]
+    names = ("scores", "curves", "losses", "sampling", "agreement", "usage", "routing")
+    assert sorted(events.Tags()["images"]) == sorted(f"report/{name}" for name in names)
+    for name in names:
+        (image,) = events.Images(f"report/{name}")
+        pixels = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None and (pixels[0, 0] == 255).all()
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_without_being_asked_a_report_writes_no_event_files(files: ReportFiles, run: Path) -> None:
+    assert files.tensorboard is None and not (run / "tensorboard").exists()
+
+
+def test_a_method_without_routers_has_only_the_numbers_it_has(tmp_path: Path) -> None:
+    run = trained(tmp_path, "modality_dropout")
+    files = write_report(run, load_model(run)[0], VALIDATION, tensorboard=True)
+    assert files.tensorboard == run / "tensorboard"
+    tags = accumulated(run).Tags()
+    assert sorted(tags["images"]) == ["report/curves", "report/losses", "report/scores"]
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"ece", "nll"}

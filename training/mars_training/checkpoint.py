@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,6 +34,9 @@ from mars_training.recipe import Recipe, recipe_from_dict
 Which = Literal["selected", "last"]
 _PARTIAL = ".tmp"
 _RESUME = "resume.safetensors"
+_RUN_KEYS = ("recipe", "seed", "source")
+_REPORT_KEYS = ("epoch", "rate", "terms", "scores", "sampling")
+_RESTORE = "put a copy of it back, or train again into another directory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +88,50 @@ def load_info(run: Path) -> RunInfo:
     """What RUN/run.json says.
 
     Raises:
-        UsageError: `run` is not a run directory.
+        UsageError: `run` is not a run directory, or its run.json is damaged.
     """
+    path = run / "run.json"
     try:
-        table = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        table = _read_table(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run} is not a run directory: it has no run.json; `mars-edge train` makes one") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{run / 'run.json'} is not JSON: {error}") from None
-    return RunInfo(
-        recipe=recipe_from_dict(table["recipe"]), seed=table["seed"], source=Source.from_dict(table["source"])
-    )
+    lacking = [key for key in _RUN_KEYS if key not in table]
+    if lacking:
+        raise _damaged(path, f"it lacks {lacking[0]!r}")
+    try:
+        source = Source.from_dict(table["source"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"its source cannot be read: {error!r}") from None
+    return RunInfo(recipe=recipe_from_dict(table["recipe"]), seed=table["seed"], source=source)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"it is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise _damaged(path, "it is not a JSON object")
+    return table
+
+
+def _damaged(path: Path, reason: object, remedy: str = _RESTORE) -> UsageError:
+    """One line about a file of a run that is not what training wrote."""
+    return UsageError(f"{path} is damaged: {' '.join(str(reason).split())}; {remedy}")
+
+
+def refuse_another_run(run: Path, info: RunInfo) -> None:
+    """Nothing, unless `run` holds a finished training, or an interrupted one of something else.
+
+    Raises:
+        UsageError: it does, or its files are damaged.
+    """
+    if not (run / "run.json").exists():
+        return
+    if is_finished(run):
+        raise UsageError(f"{run} holds a finished run; choose another directory with -o")
+    if load_info(run) != info:
+        raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, epoch: int) -> None:
@@ -114,13 +150,55 @@ def save_resume(run: Path, tensors: Mapping[str, Tensor], facts: object) -> None
 
 
 def load_resume(run: Path) -> tuple[dict[str, Tensor], Any] | None:
-    """The tensors and the facts that a killed run left; None when there is nothing to go on with."""
+    """The tensors and the facts that a killed run left; None when there is nothing to go on with.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     path = run / _RESUME
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as stored:
-        facts = json.loads(stored.metadata()["facts"])
-        return {name: stored.get_tensor(name) for name in stored.keys()}, facts  # noqa: SIM118 - no mapping
+    try:
+        with safe_open(path, framework="pt") as stored:
+            facts = _facts_of(stored.metadata())
+            return {name: stored.get_tensor(name) for name in stored.keys()}, facts  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged_resume(run, error) from None
+
+
+def _facts_of(metadata: Mapping[str, str] | None) -> Any:
+    if "facts" not in (metadata or {}):
+        raise ValueError("it is not of a training of mars-edge")
+    assert metadata is not None
+    return json.loads(metadata["facts"])
+
+
+def load_progress(run: Path) -> tuple[int, int] | None:
+    """Whole epochs, and steps of the next one, that the same command goes on after; None with nothing to go on with.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = run / _RESUME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stored:
+            facts = _facts_of(stored.metadata())
+            return len(facts["history"]), facts["step"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged_resume(run, error) from None
+
+
+def damaged_resume(run: Path, reason: object) -> UsageError:
+    """What to say when the training cannot go on from RUN/resume.safetensors."""
+    remedy = "delete it to start again from the first epoch"
+    if (run / "metrics.json").exists():
+        remedy = (
+            "this training cannot go on: delete the whole directory to start again, "
+            "or only that file to keep the weights of the last whole epoch as the result"
+        )
+    return _damaged(run / _RESUME, reason, remedy)
 
 
 def remove_resume(run: Path) -> None:
@@ -138,20 +216,41 @@ def load_weights(run: Path, which: Which) -> dict[str, Tensor]:
     """The weights of RUN/selected.safetensors or RUN/last.safetensors.
 
     Raises:
-        UsageError: training has not written them.
+        UsageError: training has not written them, or the file is damaged.
     """
     path = run / f"{which}.safetensors"
     if not path.exists():
         raise UsageError(f"{run} has no {path.name}: training has not finished an epoch")
-    weights: dict[str, Tensor] = load_file(path)
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
     return weights
 
 
+def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first name or shape in which `tensors` are not those of a state dict `wanted`; empty when they are."""
+    for name in {**wanted, **tensors}:
+        if name not in tensors or name not in wanted:
+            return f"{name} is {'missing' if name in wanted else 'not of this model'}"
+        if tensors[name].shape != wanted[name].shape:
+            return f"{name} is {tuple(tensors[name].shape)}; the model has {tuple(wanted[name].shape)}"
+    return ""
+
+
 def load_model(run: Path, which: Which = "selected") -> tuple[nn.Module, RunInfo]:
-    """The trained model, what is privileged included, and what it was trained on."""
+    """The trained model, what is privileged included, and what it was trained on.
+
+    Raises:
+        UsageError: not a run directory, no epoch has ended, or a file is damaged.
+    """
     info = load_info(run)
     model = build_model(info.recipe, info.source.modalities, len(info.source.labels), info.source.task)
-    model.load_state_dict(load_weights(run, which))
+    weights = load_weights(run, which)
+    reason = misfit(weights, model.state_dict())
+    if reason:
+        raise _damaged(run / f"{which}.safetensors", reason)
+    model.load_state_dict(weights)
     return model, info
 
 
@@ -162,7 +261,17 @@ def load_deployed(run: Path, which: Which = "selected") -> tuple[Deployable, Run
 
 
 def load_metrics(run: Path) -> Mapping[str, Any]:
-    """RUN/metrics.json; empty before the first epoch has ended."""
+    """RUN/metrics.json; empty before the first epoch has ended.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
     path = run / "metrics.json"
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    metrics = _read_table(path)
+    history = metrics.get("history")
+    reports = [metrics.get("selected"), metrics.get("last"), *(history if isinstance(history, list) else [None])]
+    if not history or not all(isinstance(r, dict) and all(key in r for key in _REPORT_KEYS) for r in reports):
+        raise _damaged(path, "it does not hold the epochs of a training")
     return metrics

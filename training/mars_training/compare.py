@@ -13,8 +13,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -152,22 +151,6 @@ def _digests(run: Path) -> dict[str, str]:
     """SHA-256 of each checkpoint that is there."""
     paths = {which: run / f"{which}.safetensors" for which in _CHECKPOINTS}
     return {which: hashlib.sha256(path.read_bytes()).hexdigest() for which, path in paths.items() if path.exists()}
-
-
-@contextmanager
-def sole_user(output: Path) -> Iterator[None]:
-    """Nobody else runs a grid in this folder meanwhile; the lock goes with the process.
-
-    Raises:
-        UsageError: somebody does already.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another compare is running in {output}; wait for it, or give another folder") from None
-        yield
 
 
 def run_cells(cells: Sequence[Cell], place: Place, *, jobs: int, threads: int) -> Generator[Event, None, None]:

@@ -1,6 +1,7 @@
 """The pictures of a run: one function per panel, drawn on axes that are passed in.
 
 Every panel takes `Diagnostics` and returns nothing; colours of subsets are the same in all of them.
+Axes: H height and W width of a picture in pixels.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from mars_training.diagnostics import NO_ORDER, Diagnostics
 
@@ -142,14 +145,58 @@ def draw_routing(axes: Axes, found: Diagnostics) -> None:
     axes.set_title("Routing on validation: mean gate in %")
 
 
+def draw_agreement(axes: Axes, found: Diagnostics) -> None:
+    """Bars: how far both routers agree, by incomplete combination; dotted what unrelated ones would reach."""
+    assert found.agreement is not None
+    table = found.agreement.by_combination
+    colours = [_subset_colour(name, found) for name in table]
+    axes.barh(list(table), [100 * value for value in table.values()], color=colours, alpha=0.75)
+    axes.axvline(100 * found.agreement.chance, color=_INK, linestyle=":", linewidth=1, label="by chance")
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the experts that both choose, in %")
+    axes.set_title("Agreement of the two routers")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def draw_usage(axes: Axes, found: Diagnostics) -> None:
+    """Bars: every expert's share of all gates and of all selections; dotted where all would be alike."""
+    assert found.usage is not None
+    at = np.arange(len(found.usage.gate))
+    for left, label, shares in ((-0.2, "gates", found.usage.gate), (0.2, "selections", found.usage.load)):
+        axes.bar(at + left, [100 * share for share in shares], width=0.4, alpha=0.75, label=label)
+    axes.axhline(100 / len(at), color=_INK, linestyle=":", linewidth=1, label="all alike")
+    axes.grid(visible=False, axis="x")
+    axes.set_xticks(at, [str(i) for i in at])
+    axes.set_xlabel("expert")
+    axes.set_ylabel("share in %")
+    axes.set_title("Use of the experts on validation")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
 def panels(found: Diagnostics) -> dict[str, Panel]:
     """The panels that this run has something for, by name."""
     wanted: dict[str, Panel] = {"scores": draw_scores, "curves": draw_curves, "losses": draw_losses}
     if found.sampling is not None:
         wanted["sampling"] = draw_sampling
+    if found.agreement is not None:
+        wanted["agreement"] = draw_agreement
+    if found.usage is not None:
+        wanted["usage"] = draw_usage
     if found.routing is not None:
         wanted["routing"] = draw_routing
     return wanted
+
+
+def picture(panel: Panel, found: Diagnostics, *, size: tuple[float, float]) -> NDArray[np.uint8]:
+    """One panel of `size` inches on white, as RGB (H, W, 3)."""
+    with _style():
+        figure = Figure(figsize=size, layout="constrained")
+        panel(figure.subplots(), found)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def inline_svg(name: str, panel: Panel, found: Diagnostics, *, size: tuple[float, float]) -> str:

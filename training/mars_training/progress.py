@@ -46,7 +46,9 @@ def progress(stream: TextIO) -> Hooks:
             drawn_at = now
             print(_CLEAR + step_line(report), end="", file=stream, flush=True)
 
-    def after_epoch(report: EpochReport) -> None:
-        print((_CLEAR if live else "") + epoch_line(report), file=stream, flush=True)
+    return Hooks(after_step=after_step, after_epoch=lambda report: say(stream, epoch_line(report)))
 
-    return Hooks(after_step=after_step, after_epoch=after_epoch)
+
+def say(stream: TextIO, line: str) -> None:
+    """Write a line; on a terminal in place of the one that moves."""
+    print((_CLEAR if stream.isatty() else "") + line, file=stream, flush=True)

@@ -12,10 +12,12 @@ from typing import Any
 from torch import nn
 
 import mars_edge
+from mars_training import figures
 from mars_training.checkpoint import load_info, write_atomically
 from mars_training.data.split import Split
 from mars_training.diagnostics import Diagnostics, diagnose, score_error, write_diagnostics
 from mars_training.figures import inline_svg, one_page, panels
+from mars_training.tensorboard import write_report_events
 
 _PNG_DPI = 110
 _STYLE = """
@@ -38,26 +40,36 @@ _INCHES = {
     "curves": (9.0, 3.6),
     "losses": (9.0, 3.6),
     "sampling": (9.0, 3.2),
+    "agreement": (9.0, 3.0),
+    "usage": (9.0, 3.0),
     "routing": (9.5, 3.4),
 }
+_SHARES_TEXT = (
+    "Every expert's share of all gates and of all selections, every subset of modalities counting the same; "
+    "the dotted line is where all experts would be used alike."
+)
 Table = Sequence[Sequence[str]]
 """Rows of cells; the first row is the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFiles:
-    """Where a report was written."""
+    """Where a report was written; `tensorboard` is the folder of event files, None where none were asked for."""
 
     page: Path
     picture: Path
     numbers: Path
+    tensorboard: Path | None = None
 
 
-def write_report(run: Path, model: nn.Module, validation: Split, *, to: Path | None = None) -> ReportFiles:
+def write_report(
+    run: Path, model: nn.Module, validation: Split, *, to: Path | None = None, tensorboard: bool = False
+) -> ReportFiles:
     """Write the report of a run directory; `model` holds the selected weights, as `load_model(run)` gives it.
 
     The page goes to `to` (default RUN/report.html), the picture beside it under the same name with .png, the numbers
-    to RUN/diagnostics.json. Every file appears whole.
+    to RUN/diagnostics.json. Every file appears whole. With `tensorboard` its pictures and numbers also go to
+    RUN/tensorboard.
 
     Raises:
         UsageError: not a run directory, or one that has not finished an epoch.
@@ -70,7 +82,13 @@ def write_report(run: Path, model: nn.Module, validation: Split, *, to: Path | N
     write_diagnostics(run, found)
     write_atomically(picture, lambda path: figure.savefig(path, format="png", dpi=_PNG_DPI))
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
-    return ReportFiles(page=page, picture=picture, numbers=run / "diagnostics.json")
+    events = _write_events(run, found) if tensorboard else None
+    return ReportFiles(page=page, picture=picture, numbers=run / "diagnostics.json", tensorboard=events)
+
+
+def _write_events(run: Path, found: Diagnostics) -> Path:
+    pictures = {name: figures.picture(panel, found, size=_INCHES[name]) for name, panel in panels(found).items()}
+    return write_report_events(run, found, pictures)
 
 
 def report_html(found: Diagnostics, recipe: Mapping[str, Any]) -> str:
@@ -205,13 +223,16 @@ def _routing_sections(found: Diagnostics, pictures: Mapping[str, str]) -> list[s
     parts: list[str] = []
     if found.routing is not None and found.usage is not None:
         parts += _section("Routing", _usage_text(found), pictures["routing"], _usage_table(found))
+        parts += _section("Use of the experts", _SHARES_TEXT, pictures["usage"], None)
     if found.agreement is not None:
         text = (
             "Share of the experts that the residual router, which sees what is missing, and the deployed router both "
             f"choose; two unrelated routers would share {_percent(found.agreement.chance, 1)} %."
         )
         rows = [[name, _percent(value, 1)] for name, value in found.agreement.by_combination.items()]
-        parts += _section("Agreement of the two routers", text, None, [["combination", "agreement %"], *rows])
+        parts += _section(
+            "Agreement of the two routers", text, pictures["agreement"], [["combination", "agreement %"], *rows]
+        )
     if found.sampling is not None:
         text = "How often each incomplete combination is drawn: more often where the routers disagree."
         parts += _section("Sampling", text, pictures["sampling"], _sampling_table(found))

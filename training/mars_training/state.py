@@ -85,6 +85,9 @@ def load(run: Path, state: State) -> None:
     """Go on where the run was interrupted, if it was; results that the kill came before are written now.
 
     Every process must call it; only the main one needs to see the files.
+
+    Raises:
+        UsageError: the file to go on from is damaged, or of another training.
     """
     if distributed.is_main():
         checkpoint.remove_partials(run)
@@ -92,9 +95,32 @@ def load(run: Path, state: State) -> None:
     facts = distributed.from_main(lambda: stored and stored[1])
     if facts is None:
         return
-    restore(state, distributed.tensors_from_main(stored[0] if stored else {}), facts)
+    tensors = distributed.tensors_from_main(stored[0] if stored else {})
+    reason = _misfit(state, tensors, facts)
+    if reason:
+        raise checkpoint.damaged_resume(run, reason)
+    restore(state, tensors, facts)
     if distributed.is_main():
         _save_results(run, state)
+
+
+def _misfit(state: State, tensors: Mapping[str, Tensor], facts: Any) -> str:
+    """Why `state` cannot become what was stored; empty when it can."""
+    lacking = [name for name in _facts(state) if not isinstance(facts, Mapping) or name not in facts]
+    if lacking:
+        return f"it lacks {lacking[0]!r}"
+    weights = state.model.state_dict()
+    parameters = [p for group in state.optimiser.param_groups for p in group["params"]]
+    for name, value in _under("optimiser", tensors).items():
+        index = name.partition(".")[0]
+        if not index.isdecimal() or int(index) >= len(parameters):
+            return f"optimiser.{name} is of no parameter"
+        if value.dim() and value.shape != parameters[int(index)].shape:
+            return f"optimiser.{name} is {tuple(value.shape)}; its parameter {tuple(parameters[int(index)].shape)}"
+    sampler = {name: getattr(state.sampler, name) for name in ("probabilities", "agreement", "drawn")}
+    selected = weights if facts["selected"] is not None else {}
+    wanted = {"model": weights, "selected": selected, "sampler": sampler}
+    return next(filter(None, (checkpoint.misfit(_under(part, tensors), of) for part, of in wanted.items())), "")
 
 
 def _facts(state: State) -> dict[str, Any]:

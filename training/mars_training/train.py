@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mars_edge.errors import MarsEdgeError
+from mars_edge.errors import MarsEdgeError, UsageError
 from mars_training import checkpoint, device, distributed, draws, state
 from mars_training.augment import augment
 from mars_training.batch_norm import over_whole_batch
@@ -28,6 +28,7 @@ from mars_training.data.split import Batch, Data
 from mars_training.epoch import EpochReport as EpochReport
 from mars_training.epoch import StepReport
 from mars_training.evaluate import SubsetScore, score_subsets
+from mars_training.lock import sole_user
 from mars_training.methods import METHODS, TakeStep, build_model, deployed_of
 from mars_training.methods.step import Step, Terms
 from mars_training.model.encoders.projection import ProjectionEncoder
@@ -338,9 +339,40 @@ def train(
     """Train a recipe from scratch, or go on where an interrupted run of the same recipe and seed stopped.
 
     On the processor, or on the device `where`; with `compiled`, torch.compile makes the step's code first.
+
+    Raises:
+        UsageError: `run` is being trained into, holds another or a finished run, or the data cannot be learned from.
+        NotFiniteError: as `fit`.
     """
+    _refuse_unlearnable(recipe, data)
     model = prepare(recipe, data, seed=seed).to(where)
-    if distributed.is_main():
-        checkpoint.save_info(run, RunInfo(recipe=recipe, seed=seed, source=data.source))
-    update = update_for(model, recipe, compiled=compiled)
-    return fit(model, data, recipe, seed=seed, run=run, hooks=hooks, update=update)
+    info = RunInfo(recipe=recipe, seed=seed, source=data.source)
+    with sole_user(run, busy_message(run)) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
+            checkpoint.refuse_another_run(run, info)
+            checkpoint.save_info(run, info)
+        update = update_for(model, recipe, compiled=compiled)
+        return fit(model, data, recipe, seed=seed, run=run, hooks=hooks, update=update)
+
+
+def busy_message(run: Path) -> str:
+    """What to say to the second who wants to train into `run`."""
+    return f"another training is running in {run}; wait for it, or choose another directory with -o"
+
+
+def _refuse_unlearnable(recipe: Recipe, data: Data) -> None:
+    """Nothing, unless the training rows lack what the method learns from."""
+    present, names = data.train.presence, data.source.names
+    lacking = {name: int((~there).sum()) for name, there in zip(names, present.T, strict=True)}
+    never = [name for name, count in lacking.items() if count == len(present)]
+    if never:
+        raise UsageError(
+            f"none of the {len(present)} training rows has {never[0]!r}; "
+            "add rows that have it, or declare the data set without it"
+        )
+    if recipe.method == "mars" and recipe.model.residual_routing and not bool(present.all(dim=1).any()):
+        counts = ", ".join(f"{count} lack {name}" for name, count in lacking.items() if count)
+        raise UsageError(
+            f"method 'mars' learns its routing from complete rows and none of the {len(present)} training rows is "
+            f'one: {counts}; use method = "modality_dropout" or "moe"'
+        )

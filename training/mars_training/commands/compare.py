@@ -7,16 +7,12 @@ import json
 import os
 import platform
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,12 +28,13 @@ from mars_training.compare import (
     read_evaluation,
     refuse_changed,
     run_cells,
-    sole_user,
     state_of,
 )
 from mars_training.comparison import MEAN, TableRow, as_dict, as_markdown
 from mars_training.evaluate import SubsetScore
 from mars_training.grid import Cell, Grid, Row, load_grid
+from mars_training.interrupts import ended_by_sigterm
+from mars_training.lock import sole_user
 from mars_training.workers import Event
 
 _EXAMPLE = "example: mars-edge compare training/grids/digits.toml --data DIR -o runs/digits --jobs 2"
@@ -80,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(_plan(chosen, place, as_json=options.json))
         return 0
-    with sole_user(place.output):
+    busy = f"another compare is running in {place.output}; wait for it, or give another folder"
+    with sole_user(place.output, busy):
         if options.redo:
             discard_changed(chosen, place)
         refuse_changed(chosen, place)
@@ -124,7 +122,7 @@ def _run(cells: Sequence[Cell], place: Place, options: argparse.Namespace) -> bo
     jobs = int(options.jobs or max(1, len(os.sched_getaffinity(0)) // threads))
     progress = _Progress(cells=todo, finished=len(cells) - len(todo), jobs=jobs, quiet=options.quiet)
     progress.say(f"{len(cells)} cells, {progress.finished} finished, {jobs} at once, into {place.output}")
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         events = run_cells(todo, place, jobs=jobs, threads=threads)
         try:
             for event in events:
@@ -135,23 +133,6 @@ def _run(cells: Sequence[Cell], place: Place, options: argparse.Namespace) -> bo
         finally:
             events.close()
     return any(failure_of(cell, place) for cell in cells)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds, so that the workers are ended; exit code 143."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 @dataclass(kw_only=True)

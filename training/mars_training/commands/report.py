@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page (default: RUN/report.html); the picture goes beside it",
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write its pictures and numbers to RUN/tensorboard"
+    )
     parser.add_argument("--json", action="store_true", help="print where the files are as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no notes on stderr")
     return parser
@@ -51,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if not options.quiet:
         print(f"measuring {options.run} on its validation split: {info.source.note}", file=sys.stderr, flush=True)
     validation = load_split(info.recipe, "validation", folder=options.data)
-    files = dataclasses.asdict(write_report(options.run, model, validation, to=options.output))
-    named = {name: str(path) for name, path in files.items()}
+    files = write_report(options.run, model, validation, to=options.output, tensorboard=options.tensorboard)
+    named = {name: str(path) for name, path in dataclasses.asdict(files).items() if path is not None}
     print(json.dumps(named) if options.json else "\n".join(named.values()))
     return 0

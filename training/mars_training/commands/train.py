@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,14 +17,17 @@ import torch
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
 from mars_training import distributed
-from mars_training.checkpoint import RunInfo, is_finished, load_info
+from mars_training.checkpoint import RunInfo, is_finished, load_progress, refuse_another_run
 from mars_training.commands.check import check, headline, text, to_dict
 from mars_training.data.load import describe, load_data
+from mars_training.data.split import Source
 from mars_training.evaluate import score_table
-from mars_training.progress import progress
+from mars_training.interrupts import ended_by_sigterm, exit_code
+from mars_training.lock import refuse_if_used
+from mars_training.progress import progress, say
 from mars_training.recipe import Recipe, load_recipe
-from mars_training.tensorboard import writer_hook
-from mars_training.train import EpochReport, FitResult, Hooks, train
+from mars_training.tensorboard import epoch_events
+from mars_training.train import EpochReport, FitResult, Hooks, busy_message, train
 
 _EXAMPLE = "example: mars-edge train training/recipes/face_antispoof.toml --seed 0 -o runs/face_antispoof"
 
@@ -64,28 +69,53 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(to_dict(found)) if options.json else text(found))
         return 0
     run = options.output or Path("runs") / f"{recipe.name}-seed{options.seed}"
-    _refuse_another_run(run, RunInfo(recipe=recipe, seed=options.seed, source=source))
+    # Asked again when training starts; here before seconds of reading data.
+    refuse_if_used(run, busy_message(run))
+    refuse_another_run(run, RunInfo(recipe=recipe, seed=options.seed, source=source))
+    with ended_by_sigterm():
+        try:
+            return _train(options, recipe, source, run)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if distributed.is_main():
+                say(sys.stderr, f"stopped; {_continuation(run)}")
+            return exit_code(stop)
+
+
+def _train(options: argparse.Namespace, recipe: Recipe, source: Source, run: Path) -> int:
     with distributed.joined(options.device) as device:
         if distributed.is_main() and not options.quiet:
-            print(f"{headline(check(recipe, source))}\nrun directory: {run}", file=sys.stderr, flush=True)
-        hooks = _hooks(run, quiet=options.quiet, tensorboard=options.tensorboard) if distributed.is_main() else Hooks()
+            say(sys.stderr, f"{headline(check(recipe, source))}\nrun directory: {run}")
         data = load_data(recipe, folder=options.data)
-        result = train(recipe, data, run, seed=options.seed, hooks=hooks, where=device, compiled=options.compile)
+        with _hooks(run, options) as hooks:
+            result = train(recipe, data, run, seed=options.seed, hooks=hooks, where=device, compiled=options.compile)
         if distributed.is_main():
-            print(_json(run, result) if options.json else _summary(run, result))
+            print(_json(run, result) if options.json else _summary(run, result, options.data))
     return 0
 
 
-def _hooks(run: Path, *, quiet: bool, tensorboard: bool) -> Hooks:
-    told = Hooks() if quiet else progress(sys.stderr)
-    written = writer_hook(run) if tensorboard else None
+def _continuation(run: Path) -> str:
+    """What the same command would do with what is in `run` now."""
+    point = load_progress(run)
+    if point is None:
+        return f"{run} holds the finished run" if is_finished(run) else "the same command starts from the beginning"
+    epochs, step = point
+    after = f"step {step} of epoch {epochs + 1}" if step else f"epoch {epochs}"
+    return f"the same command goes on after {after}"
 
-    def after_epoch(report: EpochReport) -> None:
-        told.after_epoch(report)
-        if written:
-            written(report)
 
-    return Hooks(after_step=told.after_step, after_epoch=after_epoch)
+@contextmanager
+def _hooks(run: Path, options: argparse.Namespace) -> Iterator[Hooks]:
+    if not distributed.is_main():
+        yield Hooks()
+        return
+    told = Hooks() if options.quiet else progress(sys.stderr)
+    with epoch_events(run) if options.tensorboard else nullcontext(lambda report: None) as write:
+
+        def after_epoch(report: EpochReport) -> None:
+            told.after_epoch(report)
+            write(report)
+
+        yield Hooks(after_step=told.after_step, after_epoch=after_epoch)
 
 
 def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
@@ -96,21 +126,15 @@ def _with_fold(recipe: Recipe, fold: int | None) -> Recipe:
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, fold=fold))
 
 
-def _refuse_another_run(run: Path, info: RunInfo) -> None:
-    if not (run / "run.json").exists():
-        return
-    if is_finished(run):
-        raise UsageError(f"{run} holds a finished run; choose another directory with -o")
-    if load_info(run) != info:
-        raise UsageError(f"{run} holds an interrupted run of another recipe or seed; choose another directory with -o")
-
-
-def _summary(run: Path, result: FitResult) -> str:
+def _summary(run: Path, result: FitResult, folder: Path | None) -> str:
+    data = "" if folder is None else f" --data {shlex.quote(str(folder))}"
+    where = f"{shlex.quote(str(run))}{data}"
     return (
         f"validation, selected epoch {result.selected.epoch + 1}:\n{score_table(result.selected.scores)}\n"
         f"mean error: selected {100 * result.selected.validation_error:.2f} %, "
         f"last {100 * result.last.validation_error:.2f} %\n"
-        f"next: mars-edge evaluate {run}"
+        f"next: mars-edge evaluate {where}\n"
+        f"      mars-edge report {where}"
     )
 
 
