@@ -6,9 +6,11 @@ Axes: B batch, M modalities, N experts, K active ones, C classes.
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from mars_training.model.build import build_deployed, build_training_mars, param
 from mars_training.model.mars import DeployedMars, TrainingMars
 from mars_training.model.mixture import dense_mixture, sparse_mixture
 from mars_training.model.routers import NoisyRouting, ResidualRouter, clean_routing, top_k_gates
+from mars_training.model.rows import on_rows
 from mars_training.optimiser import optimiser_groups
 from mars_training.recipe import (
     DataRecipe,
@@ -120,32 +123,97 @@ def test_every_parameter_is_in_one_optimiser_group_and_gets_a_gradient(method: s
     assert silent(model) == []
 
 
+@pytest.mark.parametrize("absurd", [1e6, math.nan])
 @pytest.mark.parametrize("method", ALL)
-def test_what_is_absent_cannot_change_the_decision(method: str) -> None:
+def test_what_is_absent_cannot_change_the_decision(method: str, absurd: float) -> None:
     deployed = deployed_of(built(method))
     deployed.eval()
     for row in incomplete_combinations(NAMES):
         present = row.expand(5, -1)
-        absurd = {n: v if on else torch.full_like(v, 1e6) for (n, v), on in zip(inputs(5).items(), row, strict=True)}
+        other = {n: v if on else torch.full_like(v, absurd) for (n, v), on in zip(inputs(5).items(), row, strict=True)}
         with torch.no_grad():
-            one, other = (deployed.classify(deployed.encode_all(x), present) for x in (inputs(5), absurd))
-        assert torch.equal(one, other)
+            one, two = (deployed.classify(deployed.encode_all(x), present) for x in (inputs(5), other))
+        assert torch.equal(one, two)
         assert bool(torch.isfinite(one).all())
 
 
+def one_and_none(size: int) -> Batch:
+    """Depth is on a single row, ir on none."""
+    present = torch.zeros(size, 3, dtype=torch.bool)
+    present[:, 0] = True
+    present[3, 1] = True
+    return dataclasses.replace(complete(size), present=present)
+
+
+def filled(batch: Batch, value: float) -> Batch:
+    """`batch` with `value` in the place of all that is absent."""
+    columns = zip(batch.inputs.items(), batch.present.unbind(dim=1), strict=True)
+    return dataclasses.replace(
+        batch, inputs={n: torch.where(there.view(-1, 1, 1, 1), x, value) for (n, x), there in columns}
+    )
+
+
+@pytest.mark.parametrize("epoch", [0, LATE])
+@pytest.mark.parametrize("make", [incomplete, one_and_none])
 @pytest.mark.parametrize("method", ALL)
-def test_what_is_absent_from_a_training_row_cannot_change_its_losses_with_frozen_statistics(method: str) -> None:
-    """In evaluation mode rows do not meet in batch norm, so only a feature that was read could make a difference."""
-    model, batch = built(method).eval(), incomplete(24)
-    absurd = {
-        n: torch.where(batch.present[:, m].view(-1, 1, 1, 1), v, 1e3) for m, (n, v) in enumerate(batch.inputs.items())
-    }
+def test_what_is_absent_changes_no_loss_gradient_or_statistic_of_a_training_step(
+    method: str, make: Callable[[int], Batch], epoch: int
+) -> None:
     found = []
-    for x in (batch.inputs, absurd):
-        torch.manual_seed(1)
-        other = dataclasses.replace(batch, inputs=x)
-        found.append(METHODS[method].step(model, other, partial(24), LossRecipe(distill=1.0), LATE).terms)
-    assert {n: value(v) for n, v in found[0].items()} == {n: value(v) for n, v in found[1].items()}
+    for value in (0.0, 5.0, math.nan):
+        model = built(method)
+        step = stepped(model, method, filled(make(24), value), LossRecipe(distill=1.0, first_stage=2), epoch)
+        step.terms["loss"].backward()  # type: ignore[no-untyped-call]
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append({**{f"term.{n}": v.detach() for n, v in step.terms.items()}, **gradients, **model.state_dict()})
+    assert all(bool(torch.isfinite(v).all()) for v in found[0].values())
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        assert [n for n, v in found[0].items() if not torch.equal(v, other[n])] == []
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_an_encoder_learns_the_statistics_of_the_rows_that_have_its_modality(method: str) -> None:
+    model, batch = built(method), incomplete(24)
+    expected = copy.deepcopy(deployed_of(model).encoders).train()
+    for (name, encoder), there in zip(expected.items(), batch.present.unbind(dim=1), strict=True):
+        encoder(batch.inputs[name][there])
+    stepped(model, method, batch)
+    found = dict(deployed_of(model).encoders.named_buffers())
+    assert all(torch.equal(b, found[n]) for n, b in expected.named_buffers())
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_an_encoder_learns_no_statistics_from_a_single_row_or_none(method: str) -> None:
+    model = built(method)
+    before = copy.deepcopy(deployed_of(model).encoders)
+    stepped(model, method, one_and_none(8)).terms["loss"].backward()  # type: ignore[no-untyped-call]
+    assert all(module.training for module in model.modules())
+    found = dict(deployed_of(model).encoders.named_buffers())
+    for name, buffer in before.named_buffers():
+        assert torch.equal(buffer, found[name]) is not (name.startswith("rgb"))
+    depth = [p.grad for p in deployed_of(model).encoders["depth"].parameters()]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in depth)
+
+
+@pytest.mark.parametrize("method", ["hemis", "shaspec", "simmlm"])
+def test_a_peers_module_of_one_modality_learns_no_statistics_from_rows_without_it(method: str) -> None:
+    model = built(method)
+    core = deployed_of(model).core  # type: ignore[attr-defined]
+    own = core.experts if method == "simmlm" else core.project
+    before = [[b.clone() for b in module.buffers()] for module in own]
+    stepped(model, method, one_and_none(8))
+    same = [all(map(torch.equal, b, module.buffers())) for b, module in zip(before, own, strict=True)]
+    assert same == [False, True, True]
+
+
+def test_rows_run_on_and_rows_left_out_are_those_of_a_loop() -> None:
+    modules = [nn.Linear(4, 5), nn.Linear(3, 2), nn.Linear(2, 2)]
+    xs, there = [torch.randn(6, 4), torch.randn(6, 3), torch.randn(6, 2)], incomplete(6).present
+    for module, x, kept, answer in zip(modules, xs, there.t().tolist(), on_rows(modules, xs, there), strict=True):
+        for b, on in enumerate(kept):
+            expected = module(x[b]) if on else torch.zeros(module.out_features)
+            assert torch.allclose(answer[b], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", [ModelRecipe(), ModelRecipe(shared_expert=True, expert_channels=(64, 84))])
@@ -340,6 +408,30 @@ def test_only_the_comparison_may_import_the_oracle() -> None:
     assert not any(isinstance(m, Oracle) for m in built("mars").modules())
 
 
+def test_rows_that_lack_a_modality_take_no_part_in_the_routing_losses_nor_in_what_the_sampler_learns() -> None:
+    """In evaluation mode rows do not meet in batch norm, so that the complete rows alone are the reference."""
+    model, batch = built("mars").eval(), incomplete(16)
+    rows = batch.present.all(dim=1)
+    assert 0 < int(rows.sum()) < 16
+    whole = Batch(
+        inputs={n: x[rows] for n, x in batch.inputs.items()}, labels=batch.labels[rows], present=batch.present[rows]
+    )
+    found = METHODS["mars"].step(model, batch, partial(16), LossRecipe(), LATE)
+    alone = METHODS["mars"].step(model, whole, partial(16)[rows], LossRecipe(), LATE)
+    for name in ("balance", "imitate", "noise"):
+        assert value(found.terms[name]) == pytest.approx(value(alone.terms[name]), rel=1e-4)
+    assert found.agreement is not None and alone.agreement is not None
+    assert torch.equal(found.agreement.isnan(), ~rows)
+    assert torch.equal(found.agreement[rows], alone.agreement)
+
+
+def test_imitation_weighs_nothing_before_its_first_epoch() -> None:
+    loss = LossRecipe(imitate=10.0, imitate_start=3)
+    early, late = (stepped(built("mars"), "mars", complete(16), loss, epoch).terms for epoch in (2, 3))
+    assert value(early["imitate"]) == pytest.approx(value(late["imitate"])) and value(late["imitate"]) > 0.0
+    assert value(late["loss"] - early["loss"]) == pytest.approx(10.0 * value(late["imitate"]), rel=1e-3)
+
+
 # Options -------------------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +569,25 @@ def test_dmrnet_adds_the_hard_rows_only_after_its_first_stage() -> None:
     early, late = (stepped(model, "dmrnet", complete(16), loss, epoch).terms for epoch in (2, 3))
     assert value(early["hard"]) == pytest.approx(value(late["hard"]))
     assert value(late["loss"] - early["loss"]) == pytest.approx(10.0 * value(late["hard"]), rel=1e-3)
+
+
+def test_dmrnet_learns_the_task_from_samples_of_its_distribution() -> None:
+    model, batch = built("dmrnet").eval(), complete(6)
+    assert isinstance(model, dmrnet.TrainingDmrnet)
+    core = model.deployed.core
+    assert isinstance(core, dmrnet.MeanEmbedding)
+    features = model.deployed.encode_all(batch.inputs)
+    torch.manual_seed(1)
+    shape = core.mean(core.embed(features, batch.present)).shape
+    drawn = torch.randn(6, 2, *shape[1:])
+    expected = 0.0
+    for number, mask in enumerate((batch.present, partial(6))):
+        e = core.embed(features, mask)
+        sampled = core.mean(e) + drawn[:, number] * (0.5 * model.log_variance(e)).exp()
+        expected += value(torch.nn.functional.cross_entropy(core.head(sampled), batch.labels))
+    torch.manual_seed(1)
+    found = METHODS["dmrnet"].step(model, batch, partial(6), LossRecipe(), LATE).terms["task"]
+    assert value(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_dmrnet_answers_with_the_mean_of_its_distribution() -> None:

@@ -91,7 +91,7 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     core = model.deployed.core
     assert isinstance(core, MeanEmbedding)
     partial = own_partial(partial, batch.present)
-    e = core.embed(*stacked(model.deployed.encode_all(batch.inputs), batch.present, partial))
+    e = core.embed(*stacked(model.deployed.encode_rows(batch.inputs, batch.present), batch.present, partial))
     mean, log_variance = core.mean(e).float(), model.log_variance(e).float()
     # Per row, for both of its passes: they are stacked in each process, not over all of them.
     drawn = draws.normal(len(batch), 2, *mean.shape[1:], device=mean.device)

@@ -137,7 +137,7 @@ def build_flex_moe(
 def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
     """First the complete rows alone, then both passes, incomplete ones drawn to the expert of their combination."""
     assert isinstance(model, Peer) and isinstance(model.core, FlexMixture)
-    features = model.encode_all(batch.inputs)
+    features = model.encode_rows(batch.inputs, batch.present)
     complete = batch.present.all(dim=1)
     if epoch < loss.first_stage and anywhere(complete.any()):
         rows = [f[complete] for f in features]

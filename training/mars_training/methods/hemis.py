@@ -18,6 +18,7 @@ from mars_training.methods.peer import Peer, channels_of, mars_parameters, match
 from mars_training.methods.step import Step, own_partial, two_pass_terms, weighted
 from mars_training.model.build import build_encoders, build_full_expert, build_head, channels_last, parameter_count
 from mars_training.model.fusion import fusion_of
+from mars_training.model.rows import on_rows
 from mars_training.recipe import LossRecipe, ModelRecipe
 
 
@@ -42,7 +43,10 @@ class MomentFusion(nn.Module):
         self.head = head
 
     def forward(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
-        projected = [module(f) for module, f in zip(self.project, features, strict=True)]
+        return self.decide([module(f) for module, f in zip(self.project, features, strict=True)], present)
+
+    def decide(self, projected: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Logits from features that are projected."""
         logits: Tensor = self.head(self.stage(self.fusion(moments(projected, present))))
         return logits
 
@@ -67,7 +71,9 @@ def build_hemis(
 
 def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
     """Two passes, cross-entropy only."""
-    assert isinstance(model, Peer)
-    features, masks = stacked(model.encode_all(batch.inputs), batch.present, own_partial(partial, batch.present))
-    full, incomplete = model.classify(features, masks).chunk(2)
+    assert isinstance(model, Peer) and isinstance(model.core, MomentFusion)
+    features = model.encode_rows(batch.inputs, batch.present)
+    twice, masks = stacked(features, batch.present, own_partial(partial, batch.present))
+    projected = on_rows(model.core.project, twice, batch.present.repeat(2, 1), copies=2)
+    full, incomplete = model.core.decide(projected, masks).float().chunk(2)
     return Step(terms=weighted(two_pass_terms(full, incomplete, batch.labels, loss), loss))

@@ -20,6 +20,7 @@ from mars_training.model.build import (
     parameter_count,
 )
 from mars_training.model.mars import mask_features
+from mars_training.model.rows import encode_rows
 from mars_training.recipe import LossRecipe, ModelRecipe
 
 
@@ -63,7 +64,8 @@ class DropoutFusion(nn.Module):
 
     def two_passes(self, inputs: Mapping[str, Tensor], present: Tensor, partial: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits with all that is `present` (B, M) and under `partial` (P B, M), from one stacked batch."""
-        features = [torch.cat([f, per_mask(f, partial)]) for f in self.encode_all(inputs)]
+        encoded = encode_rows(self.encoders, inputs, present)
+        features = [torch.cat([f, per_mask(f, partial)]) for f in encoded]
         logits = self.classify(features, torch.cat([present, partial]))
         return logits[: len(present)], logits[len(present) :]
 

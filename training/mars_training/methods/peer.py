@@ -16,6 +16,7 @@ from mars_training.data.split import Task
 from mars_training.model.backbones import feature_channels
 from mars_training.model.blocks import conv_bn_relu
 from mars_training.model.build import build_deployed, parameter_count
+from mars_training.model.rows import encode_rows
 from mars_training.recipe import EncoderRecipe, ModelRecipe
 
 
@@ -40,6 +41,10 @@ class Peer(nn.Module):
     def encode_all(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Every modality's feature, in fusion order."""
         return [module(inputs[name]) for name, module in self.encoders.items()]
+
+    def encode_rows(self, inputs: Mapping[str, Tensor], present: Tensor) -> list[Tensor]:
+        """Every modality's feature of the rows that have it by `present` (B, M), for a training step."""
+        return encode_rows(self.encoders, inputs, present)
 
     def classify(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
         """Class logits, float32, from features already encoded, under the mask `present` (B, M)."""

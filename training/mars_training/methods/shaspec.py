@@ -23,6 +23,7 @@ from mars_training.methods.step import Step, own_partial, two_pass_terms, weight
 from mars_training.model.blocks import conv_bn_relu
 from mars_training.model.build import build_encoders, build_full_expert, build_head, channels_last, parameter_count
 from mars_training.model.fusion import fusion_of
+from mars_training.model.rows import on_rows
 from mars_training.recipe import LossRecipe, ModelRecipe
 
 
@@ -41,10 +42,16 @@ class SharedSpecific(nn.Module):
         self.stage = stage
         self.head = head
 
-    def split(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Every modality's shared and specific feature, all (B, width, H, W)."""
-        shared = [self.shared(project(f)) for project, f in zip(self.project, features, strict=True)]
-        return shared, [specific(f) for specific, f in zip(self.specific, features, strict=True)]
+    def split(self, features: Sequence[Tensor], there: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Every modality's shared and specific feature, all (B, width, H, W).
+
+        In a training step from the rows that have the modality by `there` (B, M), zeros for the others.
+        """
+        if there is None:
+            shared = [self.shared(project(f)) for project, f in zip(self.project, features, strict=True)]
+            return shared, [specific(f) for specific, f in zip(self.specific, features, strict=True)]
+        in_common = [nn.Sequential(project, self.shared) for project in self.project]
+        return on_rows(in_common, features, there), on_rows(self.specific, features, there)
 
     def fuse(self, shared: Sequence[Tensor], specific: Sequence[Tensor], present: Tensor) -> Tensor:
         """Logits; a missing modality is the mean of the shared features of those that are there."""
@@ -94,7 +101,7 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     assert isinstance(model, TrainingShaSpec)
     core = model.deployed.core
     assert isinstance(core, SharedSpecific)
-    shared, specific = core.split(model.deployed.encode_all(batch.inputs))
+    shared, specific = core.split(model.deployed.encode_rows(batch.inputs, batch.present), batch.present)
     twice = [[torch.cat([f, f]) for f in features] for features in (shared, specific)]
     masks = torch.cat([batch.present, own_partial(partial, batch.present)])
     full, incomplete = core.fuse(twice[0], twice[1], masks).float().chunk(2)

@@ -28,6 +28,7 @@ from mars_training.methods.peer import (
 from mars_training.methods.step import Step, Terms, own_partial, two_pass_terms, weighted
 from mars_training.model.build import build_encoders, build_full_expert, build_head, channels_last, parameter_count
 from mars_training.model.fusion import Fusion, fusion_of
+from mars_training.model.rows import on_rows
 from mars_training.recipe import LossRecipe, ModelRecipe
 
 
@@ -68,9 +69,11 @@ class ModalityMixture(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.gates = gates
 
-    def alone(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Every expert's own logits."""
-        return [expert(f).float() for expert, f in zip(self.experts, features, strict=True)]
+    def alone(self, features: Sequence[Tensor], there: Tensor | None = None) -> list[Tensor]:
+        """Every expert's own logits; in a training step from the rows that have its modality by `there` (B, M)."""
+        if there is None:
+            return [expert(f).float() for expert, f in zip(self.experts, features, strict=True)]
+        return [answer.float() for answer in on_rows(self.experts, features, there)]
 
     def mix(self, answers: Sequence[Tensor], features: Sequence[Tensor], present: Tensor) -> Tensor:
         """sum_m w_m o_m over the modalities that are there."""
@@ -116,8 +119,8 @@ def build_simmlm(
 def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoch: int) -> Step:
     """Two passes over the same expert logits, and the ranking loss between them; before that, each expert alone."""
     assert isinstance(model, Peer) and isinstance(model.core, ModalityMixture)
-    features = model.encode_all(batch.inputs)
-    answers = model.core.alone(features)
+    features = model.encode_rows(batch.inputs, batch.present)
+    answers = model.core.alone(features, batch.present)
     if epoch < loss.first_stage:
         return Step(terms=alone_terms(answers, batch, loss))
     twice, masks = stacked(features, batch.present, own_partial(partial, batch.present))

@@ -21,6 +21,7 @@ from mars_training.distributed import all_rows
 from mars_training.model.fusion import Fusion
 from mars_training.model.mixture import mixture, runs_sparse
 from mars_training.model.routers import NoisyRouting, ResidualRouter, clean_routing, top_k_gates
+from mars_training.model.rows import encode_rows
 
 
 class RouteStage(nn.Module):
@@ -39,9 +40,9 @@ class RouteStage(nn.Module):
 
 
 def mask_features(features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
-    """delta_m * f_m: each feature (B, ...) as it is where `present` (B, M) is true, exact zeros elsewhere."""
+    """delta_m * f_m: each feature (B, ...) where `present` (B, M) is true; exact zeros elsewhere, NaN or not."""
     columns = present.unbind(dim=1)
-    return [f * p.view(-1, *[1] * (f.dim() - 1)).to(f.dtype) for f, p in zip(features, columns, strict=True)]
+    return [torch.where(p.view(-1, *[1] * (f.dim() - 1)), f, 0.0) for f, p in zip(features, columns, strict=True)]
 
 
 class DeployedMars(nn.Module):
@@ -191,13 +192,15 @@ class TrainingMars(nn.Module):
     ) -> Passes:
         """The two passes over shared weights; `partial` (P B, M) are the sampled incomplete masks, P of a row together.
 
-        `present` (B, M) is what each row has, everything when None: the first pass sees that much.
+        `present` (B, M) is what each row has, everything when None: the first pass and the encoders see that much.
         With `by_features` the incomplete pass too is routed by the feature router.
 
         All passes go through fusion, experts and head as one stacked batch of (1 + P) B: batch norm then
         collects the statistics of complete and incomplete samples together, as a deployed model meets them.
         """
-        features = self.deployed.encode_all(inputs)
+        deployed = self.deployed
+        every = deployed.encode_all
+        features = every(inputs) if present is None else encode_rows(deployed.encoders, inputs, present)
         rows = len(features[0])
         times = len(partial) // rows
         whole = torch.ones_like(partial[:rows]) if present is None else present

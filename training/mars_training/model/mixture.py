@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mars_training.distributed import all_sum
+from mars_training.model.rows import run
 
 Experts = Sequence[nn.Module] | nn.ModuleList
 
@@ -43,18 +44,7 @@ def sparse_mixture(experts: Experts, z: Tensor, gates: Tensor) -> Tensor:
     # In training, batch norm sums over processes: all run an expert, with rows of their own or not, or none does.
     everywhere = all_sum(counts) if experts[0].training else counts
     runs = zip(experts, parts, everywhere.tolist(), strict=True)
-    outputs = [_run(expert, z[rows], count) for expert, rows, count in runs if count]
+    outputs = [run(expert, z[rows], enough=count > 1) for expert, rows, count in runs if count]
     stacked = torch.cat(outputs)
     weights = gates[row_of, expert_of].to(stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
     return stacked.new_zeros(len(z), *stacked.shape[1:]).index_add(0, row_of, weights * stacked)
-
-
-def _run(expert: nn.Module, rows: Tensor, count: int) -> Tensor:
-    if count > 1 or not expert.training:
-        output: Tensor = expert(rows)
-        return output
-    # One row has no variance over a 1x1 map: batch norm takes its running statistics, and does not update them.
-    expert.eval()
-    alone: Tensor = expert(rows)
-    expert.train()
-    return alone
