@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -78,6 +80,9 @@ def test_masked_features_are_exact_zeros_and_present_ones_untouched() -> None:
     masked = mask_features(features, torch.tensor([[True, False], [False, True]]))
     assert torch.equal(masked[0][0], features[0][0]) and not masked[0][1].any()
     assert not masked[1][0].any() and torch.equal(masked[1][1], features[1][1])
+    spoilt = [f.masked_fill(masked[i] == 0, torch.nan) for i, f in enumerate(features)]
+    again = mask_features(spoilt, torch.tensor([[True, False], [False, True]]))
+    assert all(map(torch.equal, again, masked))
 
 
 def test_the_deployed_decision_equals_a_loop_over_the_chosen_experts(model: TrainingMars) -> None:
@@ -149,6 +154,41 @@ def test_router_noise_is_drawn_in_training_only(model: TrainingMars) -> None:
     residual = torch.randn(5, 8)
     assert not torch.equal(model.residual_router.train()(residual).noisy, model.residual_router(residual).clean)
     assert torch.equal(model.residual_router.eval()(residual).noisy, model.residual_router(residual).clean)
+
+
+def test_router_noise_is_normal_with_a_scale_of_softplus_above_a_floor_of_a_hundredth(model: TrainingMars) -> None:
+    router = model.residual_router.train()
+    residual = torch.randn(5, 8)
+    torch.manual_seed(2)
+    routing = router(residual)
+    torch.manual_seed(2)
+    noise = torch.randn(5, 4)
+    for b, j in itertools.product(range(5), range(4)):
+        raw = float((router.noise.weight[j] @ residual[b]).detach())
+        scale = math.log1p(math.exp(raw)) + 0.01
+        assert float(routing.scale[b, j].detach()) == pytest.approx(scale, rel=1e-4)
+        assert float((routing.noisy - routing.clean)[b, j].detach()) == pytest.approx(
+            float(noise[b, j]) * scale, abs=1e-5
+        )
+
+
+def test_the_residual_teaches_what_made_both_of_its_sides(model: TrainingMars) -> None:
+    model.eval()
+    x, partial, deployed = inputs(6), masks(6), model.deployed
+    parameters = [p for n, p in model.named_parameters() if "encoders" in n or "fusion" in n or "residual" in n]
+
+    def gradients(clean: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(clean.square().sum(), parameters, allow_unused=True))
+
+    features = deployed.encode_all(x)
+    z_full, z_partial = (deployed.route(features, mask)[0].mean((2, 3)) for mask in (torch.ones_like(partial), partial))
+    found, expected = (
+        gradients(model(x, partial).residual.clean),
+        gradients(model.residual_router.logits(z_full - z_partial)),
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) is (other is None)
+        assert one is None or other is None or torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_is_in_exactly_one_optimiser_group_and_gets_a_gradient(model: TrainingMars) -> None:

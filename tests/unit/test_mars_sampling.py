@@ -29,6 +29,13 @@ def test_statistics_belong_to_the_combination_drawn_wherever_it_stands_in_the_ba
     assert sampler.discrepancy().tolist() == pytest.approx((1.0 - planted).tolist())
 
 
+def test_a_row_without_a_residual_says_nothing_about_its_combination() -> None:
+    sampler = MaskSampler(NAMES, start=1, tau=0.5)
+    sampler.record(torch.tensor([0, 0, 1, 2]), torch.tensor([math.nan, 0.25, math.nan, 0.5]))
+    assert sampler.discrepancy().tolist() == [0.75, 0.0, 0.5, 0.0, 0.0, 0.0]
+    assert sampler.drawn.tolist() == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+
 def test_drawn_masks_are_the_combinations_the_statistics_are_kept_for() -> None:
     sampler = MaskSampler(NAMES, start=1, tau=0.5)
     drawn = torch.tensor([4, 0, 0, 5])
