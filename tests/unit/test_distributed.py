@@ -114,7 +114,7 @@ def test_a_run_that_two_began_is_gone_on_with_by_two_or_by_one(runs: Path) -> No
 
 def test_only_one_process_writes(runs: Path) -> None:
     names = sorted(p.name for p in (runs / "mars-2").iterdir())
-    assert names == ["last.safetensors", "metrics.json", "run.json", "selected.safetensors"]
+    assert names == [".lock", "last.safetensors", "metrics.json", "run.json", "selected.safetensors"]
 
 
 def test_a_process_whose_peer_was_killed_says_so_in_one_line(runs: Path) -> None:
