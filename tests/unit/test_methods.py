@@ -145,6 +145,12 @@ def one_and_none(size: int) -> Batch:
     return dataclasses.replace(complete(size), present=present)
 
 
+def one_between_many(size: int) -> Batch:
+    """Depth is on a single row, the others are on all."""
+    batch = one_and_none(size)
+    return dataclasses.replace(batch, present=batch.present | torch.tensor([True, False, True]))
+
+
 def filled(batch: Batch, value: float) -> Batch:
     """`batch` with `value` in the place of all that is absent."""
     columns = zip(batch.inputs.items(), batch.present.unbind(dim=1), strict=True)
@@ -154,7 +160,7 @@ def filled(batch: Batch, value: float) -> Batch:
 
 
 @pytest.mark.parametrize("epoch", [0, LATE])
-@pytest.mark.parametrize("make", [incomplete, one_and_none])
+@pytest.mark.parametrize("make", [incomplete, one_and_none, one_between_many])
 @pytest.mark.parametrize("method", ALL)
 def test_what_is_absent_changes_no_loss_gradient_or_statistic_of_a_training_step(
     method: str, make: Callable[[int], Batch], epoch: int
@@ -648,6 +654,14 @@ def test_flex_moe_starts_with_complete_rows_alone() -> None:
     assert set(early) == {"loss", "task", "balance"}
     early["loss"].backward()  # type: ignore[no-untyped-call]
     assert all(n.startswith("core.bank") for n in silent(model)) and len(silent(model)) == 3
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_flex_moe_takes_all_rows_from_the_start_where_fewer_than_two_are_complete(whole: int) -> None:
+    present = torch.ones(8, 3, dtype=torch.bool)
+    present[whole:, 2] = False
+    terms = stepped(built("flex_moe"), "flex_moe", dataclasses.replace(complete(8), present=present), epoch=0).terms
+    assert ("specialise" in terms) is (whole < 2) and bool(torch.isfinite(terms["loss"]))
 
 
 def test_a_matched_width_is_the_closest_there_is() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mars_edge.modality import Modality
 from mars_training.data.split import Batch, Task
-from mars_training.distributed import anywhere, mean_over
+from mars_training.distributed import all_sum, anywhere, mean_over
 from mars_training.losses import balance_loss, task_loss
 from mars_training.methods.peer import (
     Peer,
@@ -57,7 +57,7 @@ class MissingBank(nn.Module):
         code = combination_code(present)
         columns = zip(features, self.vectors, present.unbind(dim=1), strict=True)
         return [
-            torch.where(there.view(-1, 1, 1, 1), f, vectors[code].to(f.dtype).view(len(f), -1, 1, 1))
+            torch.where(there.view(-1, 1, 1, 1), f, vectors[code].to(f.dtype)[:, :, None, None])
             for f, vectors, there in columns
         ]
 
@@ -139,7 +139,8 @@ def step(model: nn.Module, batch: Batch, partial: Tensor, loss: LossRecipe, epoc
     assert isinstance(model, Peer) and isinstance(model.core, FlexMixture)
     features = model.encode_rows(batch.inputs, batch.present)
     complete = batch.present.all(dim=1)
-    if epoch < loss.first_stage and anywhere(complete.any()):
+    # Batch norm needs two rows.
+    if epoch < loss.first_stage and anywhere(all_sum(complete.sum()) > 1):
         rows = [f[complete] for f in features]
         return Step(terms=general_terms(model.core, rows, batch.present[complete], batch.labels[complete], loss))
     twice, masks = stacked(features, batch.present, own_partial(partial, batch.present))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mars_training.distributed import all_sum
 
@@ -65,8 +66,10 @@ def run(module: nn.Module, rows: Tensor, *, enough: bool) -> Tensor:
     if enough:
         output: Tensor = module(rows)
         return output
+    # Backward reads the statistics again, which another call of the same module may have moved on by then.
+    statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with _evaluating(module):
-        alone: Tensor = module(rows)
+        alone: Tensor = functional_call(module, statistics, (rows,))
     return alone
 
 
