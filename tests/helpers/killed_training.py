@@ -24,6 +24,7 @@ import torch
 import torch._dynamo  # an optimiser imports it: seconds, in every child
 from toy_training import RECIPE, toy_data
 
+from mars_training.checkpoint import is_finished
 from mars_training.train import train
 
 EVERY_STEP = dataclasses.replace(RECIPE, schedule=dataclasses.replace(RECIPE.schedule, checkpoint_every_s=1e-9))
@@ -38,7 +39,9 @@ def start(folder: Path, *, die_at_file: int = 0) -> int:
         if die_at_file:
             _die_at(die_at_file)
         torch.set_num_threads(1)
-        train(EVERY_STEP, toy_data(), folder, seed=0)
+        # A kill may come between the end of training and that of the process.
+        if not is_finished(folder):
+            train(EVERY_STEP, toy_data(), folder, seed=0)
         os._exit(0)
     finally:
         os._exit(1)

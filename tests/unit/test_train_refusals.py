@@ -92,6 +92,14 @@ def test_a_run_directory_that_is_being_trained_into_is_refused_and_left_as_it_is
     assert seen == [busy, busy]
 
 
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(data: Data, interrupted: Path) -> None:
+    left = [interrupted / name for name in (".last.safetensors.123.tmp", ".tmpYGPxJX")]
+    for path in left:
+        path.write_bytes(b"half")
+    train(RECIPE, data, interrupted, seed=0)
+    assert [path for path in left if path.exists()] == []
+
+
 def test_training_does_not_replace_a_run_of_something_else(data: Data, interrupted: Path) -> None:
     before = (interrupted / "run.json").read_bytes()
     expected = f"{interrupted} holds an interrupted run of another recipe or seed; choose another directory with -o"

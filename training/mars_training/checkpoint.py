@@ -61,7 +61,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def remove_partials(run: Path) -> None:
     """Delete what a killed process was writing in `run`; nobody else may be writing there."""
-    for partial in run.glob(f".*{_PARTIAL}"):
+    # The second are safetensors': it writes to a file of its own beside the one it is given.
+    for partial in (*run.glob(f".*{_PARTIAL}"), *run.glob(f"{_PARTIAL}??????")):
         partial.unlink(missing_ok=True)
 
 
