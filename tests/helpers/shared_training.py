@@ -82,7 +82,7 @@ def _start(rank: int, size: int, port: int, work: Work) -> int:
             work()
         os._exit(0)
     except MarsEdgeError as error:
-        print(error, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{error}\n")  # one write: two processes share the file
         os._exit(3)
     finally:
         os._exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -239,6 +239,15 @@ def command(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list
     return ["train", str(tmp_path / "toy.toml"), "-o", str(tmp_path / "run"), "--device", "cpu", "--threads", threads]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_with_one_line_that_says_where_the_same_command_goes_on(
     command: list[str],
@@ -264,6 +273,7 @@ def test_a_signal_ends_training_with_one_line_that_says_where_the_same_command_g
     assert len(load_metrics(Path(command[3]))["history"]) == 3
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_before_the_first_step_says_so_and_leaves_no_directory(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
