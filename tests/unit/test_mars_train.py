@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from mars_edge.errors import UsageError
-from mars_edge.modality import Modality
 from mars_training import device, draws
 from mars_training.checkpoint import is_finished, load_deployed, load_info, load_metrics, load_model, load_resume
 from mars_training.commands import evaluate as evaluate_command
 from mars_training.commands import train as train_command
 from mars_training.data.batches import balanced_order, batches, read_ahead
-from mars_training.data.split import Batch, Data, Source, Split
+from mars_training.data.split import Batch, Data, Split
 from mars_training.epoch import StepReport
 from mars_training.evaluate import logits_by_subset, mean_error, predict_logits, score_subsets, score_table
 from mars_training.methods import deployed_of
@@ -32,7 +31,6 @@ from mars_training.optimiser import build_optimiser, rate_factor, set_rate
 from mars_training.progress import progress
 from mars_training.recipe import (
     DataRecipe,
-    EncoderRecipe,
     ModelRecipe,
     Recipe,
     SamplingRecipe,
@@ -40,10 +38,8 @@ from mars_training.recipe import (
 )
 from mars_training.sampling import MaskSampler
 from mars_training.train import EpochReport, Hooks, NotFiniteError, fit, prepare, train, update_for
+from tests.helpers.toy_training import SMALL, SOURCE, toy_split
 
-MODALITIES = tuple(Modality(name=n, kind="image", size=(8, 8), dtype="uint8", range=(0, 255)) for n in ("rgb", "depth"))
-SOURCE = Source(modalities=MODALITIES, labels=("spoof", "live"), positive_label="live", note="toy")
-SMALL = EncoderRecipe(channels=(4,), strides=(2,))
 RECIPE = Recipe(
     name="toy",
     data=DataRecipe(reader="rig"),
@@ -53,21 +49,6 @@ RECIPE = Recipe(
     sampling=SamplingRecipe(start=1),
     schedule=ScheduleRecipe(epochs=4, batch_size=32, rate=1e-2),
 )
-
-
-def toy_split(n: int, seed: int) -> Split:
-    """Live samples are brighter at the top of rgb and at the bottom of depth; both cues are noisy."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % 2
-    rgb, depth = torch.rand(2, n, 1, 8, 8, generator=generator)
-    rgb[:, :, :4] += 0.3 * labels[:, None, None, None]
-    depth[:, :, 4:] += 0.3 * labels[:, None, None, None]
-    return Split(
-        inputs={"rgb": rgb.half(), "depth": depth.half()},
-        labels=labels,
-        groups=1 - labels,
-        group_names=("bona_fide", "print"),
-    )
 
 
 @pytest.fixture

@@ -19,20 +19,17 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from mars_edge.errors import UsageError
-from mars_edge.modality import Modality
 from mars_training.checkpoint import RunInfo, load_model, save_info
 from mars_training.commands import report as report_command
-from mars_training.data.split import Data, Source, Split
+from mars_training.data.split import Data, Split
 from mars_training.evaluate import SubsetScore
-from mars_training.recipe import DataRecipe, EncoderRecipe, ModelRecipe, Recipe, SamplingRecipe, ScheduleRecipe
+from mars_training.recipe import DataRecipe, ModelRecipe, Recipe, SamplingRecipe, ScheduleRecipe
 from mars_training.report import ReportFiles, write_report
 from mars_training.tensorboard import epoch_events
 from mars_training.train import EpochReport, train
+from tests.helpers.toy_training import SMALL, SOURCE
 
 HOSTILE = '<script src="x">alert("$1 & $2")</script>'
-MODALITIES = tuple(Modality(name=n, kind="image", size=(8, 8), dtype="uint8", range=(0, 255)) for n in ("rgb", "depth"))
-SOURCE = Source(modalities=MODALITIES, labels=("spoof", "live"), positive_label="live", note="toy")
-SMALL = EncoderRecipe(channels=(4,), strides=(2,))
 RECIPE = Recipe(
     name="toy",
     data=DataRecipe(reader="rig"),

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,7 @@ from mars_training.model.deployable import Deployable
 from mars_training.recipe import Recipe, recipe_from_dict
 
 Which = Literal["selected", "last"]
+Taken = TypeVar("Taken")
 _PARTIAL = ".tmp"
 _RESUME = "resume.safetensors"
 _RUN_KEYS = ("recipe", "seed", "source")
@@ -156,14 +157,22 @@ def load_resume(run: Path) -> tuple[dict[str, Tensor], Any] | None:
     Raises:
         UsageError: the file is damaged.
     """
+
+    def everything(stored: Any, facts: Any) -> tuple[dict[str, Tensor], Any]:
+        return {name: stored.get_tensor(name) for name in stored.keys()}, facts  # noqa: SIM118 - no mapping
+
+    return _from_resume(run, everything)
+
+
+def _from_resume(run: Path, take: Callable[[Any, Any], Taken]) -> Taken | None:
+    """`take(stored, facts)` of the open resume file; None when there is none."""
     path = run / _RESUME
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as stored:
-            facts = _facts_of(stored.metadata())
-            return {name: stored.get_tensor(name) for name in stored.keys()}, facts  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
+            return take(stored, _facts_of(stored.metadata()))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise damaged_resume(run, error) from None
 
 
@@ -180,15 +189,7 @@ def load_progress(run: Path) -> tuple[int, int] | None:
     Raises:
         UsageError: the file is damaged.
     """
-    path = run / _RESUME
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as stored:
-            facts = _facts_of(stored.metadata())
-            return len(facts["history"]), facts["step"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged_resume(run, error) from None
+    return _from_resume(run, lambda stored, facts: (len(facts["history"]), facts["step"]))
 
 
 def damaged_resume(run: Path, reason: object) -> UsageError:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_training.data.arrays import load_array
+from mars_training.data.files import wav_frames
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".npy"),
@@ -202,15 +203,12 @@ def accepts(field: Field) -> str:
 
 def _audio(path: Path, modality: Modality) -> NDArray[np.float32]:
     try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
-            data = file.readframes(file.getnframes())
-    except (OSError, wave.Error, EOFError, RuntimeError) as error:
-        # RuntimeError: the standard library's answer to a chunk that claims to be longer than the file.
+        (channels, width, rate_hz), data = wav_frames(path)
+    except wave.Error as error:
         raise UsageError(f"{path}: not a readable .wav file ({str(error) or 'it ends early'})") from None
-    if found != (1, 16, modality.rate_hz):
+    if (channels, width, rate_hz) != (1, 2, modality.rate_hz):
         raise UsageError(
-            f"{path}: has {found[0]} channels, {found[1]} bits, {found[2]} Hz; modality {modality.name!r} takes "
+            f"{path}: has {channels} channels, {8 * width} bits, {rate_hz} Hz; modality {modality.name!r} takes "
             f"1 channel, 16 bits, {modality.rate_hz:g} Hz"
         )
     if len(data) < 2:

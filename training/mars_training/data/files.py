@@ -166,6 +166,20 @@ def read_map(path: Path) -> NDArray[np.float32]:
     return values
 
 
+def wav_frames(path: Path) -> tuple[tuple[int, int, int], bytes]:
+    """(channels, bytes per sample, rate in Hz) of a wav file, and its frames.
+
+    Raises:
+        wave.Error: it cannot be read; the standard library has other answers too to a file that was cut.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            return found, file.readframes(file.getnframes())
+    except (OSError, EOFError, RuntimeError) as error:
+        raise wave.Error(str(error)) from None
+
+
 def read_wav(path: Path, *, rate_hz: int) -> NDArray[np.float32]:
     """Mono 16-bit samples as float32 in -1..1.
 
@@ -174,10 +188,8 @@ def read_wav(path: Path, *, rate_hz: int) -> NDArray[np.float32]:
     """
     need_file(path)
     try:
-        with wave.open(str(path), "rb") as file:
-            found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
+        found, data = wav_frames(path)
+    except wave.Error as error:
         raise UsageError(f"{path} is not a wav file: {error}") from None
     if found != (1, 2, rate_hz):
         raise UsageError(
