@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mars_edge import subsets
 from mars_edge.errors import MarsEdgeError, ModelFileError
+from mars_edge.metrics import Rate
 from mars_edge.modality import Modality
 
 SCHEMA_VERSION = 1
@@ -34,11 +35,13 @@ class OperatingPoint:
 
     Attributes:
         threshold: lowest accepted score of the positive label; 0 for plain classification.
-        metric: name of the measured value, e.g. "acer" or "accuracy".
+        metric: name of the measured value: "acer", "accuracy" or "miou".
         value: measured on test data, 0..1, with its 95 % interval `low`..`high` over `n` samples.
         certified: false makes the runtime abstain on this subset.
         target: the bound `certified` was decided by, None where the recipe set none.
         temperature: divides the logits before the softmax.
+        bpcer: live/spoof only: rejected share of bona fide test samples at `threshold`.
+        apcer: live/spoof only: accepted share of the test samples of each attack species at `threshold`.
     """
 
     threshold: float
@@ -50,6 +53,8 @@ class OperatingPoint:
     certified: bool
     target: float | None = None
     temperature: float = 1.0
+    bpcer: Rate | None = None
+    apcer: Mapping[str, Rate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _need(
@@ -59,6 +64,47 @@ class OperatingPoint:
         )
         _need(self.n >= 0, f"operating point n is {self.n}, expected at least 0")
         _need(self.temperature > 0.0, f"operating point temperature is {self.temperature!r}, expected above 0")
+        for where, rate in (*self.apcer.items(), *([("bpcer", self.bpcer)] if self.bpcer else [])):
+            sound = 0.0 <= rate.low <= rate.value <= rate.high <= 1.0 and 0 <= rate.errors <= rate.n
+            _need(sound, f"operating point rate of {where} is {rate}, expected 0 <= low <= value <= high <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodCost:
+    """What one call of one method costs.
+
+    Attributes:
+        macs: multiply-accumulates of convolutions and linear layers.
+        weight_bytes: constants that the call reads, as they are stored.
+        activation_bytes: planned memory for intermediate values at its peak; None where the runtime plans it itself.
+    """
+
+    macs: int
+    weight_bytes: int
+    activation_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        sound = min(self.macs, self.weight_bytes, self.activation_bytes or 0) >= 0
+        _need(sound, f"cost {self} has a negative entry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetCost:
+    """What one decision costs with exactly this subset present, everything new: sums over the methods that run.
+
+    Attributes:
+        macs: multiply-accumulates, those of the active experts alone.
+        weight_bytes: constants that are read.
+        activation_bytes: the largest of the methods that run; None where it is not known.
+    """
+
+    macs: int
+    weight_bytes: int
+    activation_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        sound = min(self.macs, self.weight_bytes, self.activation_bytes or 0) >= 0
+        _need(sound, f"cost {self} has a negative entry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +160,35 @@ class Golden:
     """One input and the logits the artifact must give for it, for the self-test at start.
 
     Attributes:
-        inputs: preprocessed tensor per modality, without the batch axis.
-        logits: per subset label, the logits measured in the target engine at export.
+        inputs: preprocessed tensor per modality, without the batch axis. Of an image fewer pixels may be stored:
+            pixel (y, x) of the input is then the stored one at (y * rows // height, x * columns // width).
+        logits: per subset label, the logits measured in the target engine at export; for a segmentation those of
+            each of `pixels` in turn.
         tolerance: largest allowed absolute difference of a logit.
+        pixels: segmentation only: (row, column) of the pixels that are compared.
     """
 
     inputs: Mapping[str, Tensor]
     logits: Mapping[str, tuple[float, ...]]
     tolerance: float
+    pixels: tuple[tuple[int, ...], ...] = ()
+
+    def sample(self, modality: Modality) -> NDArray[np.float32]:
+        """The input of one modality at its full shape, float32."""
+        stored = self.inputs[modality.name].array()
+        if modality.kind != "image":
+            return stored
+        height, width = modality.shape[1:]
+        rows = np.arange(height) * stored.shape[1] // height
+        columns = np.arange(width) * stored.shape[2] // width
+        return np.ascontiguousarray(stored[:, rows[:, np.newaxis], columns])
+
+    def compared(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of the logits (classes,) or (classes, H, W) those that `self.logits` holds, in its order."""
+        if not self.pixels:
+            return logits.ravel()
+        rows, columns = np.array(self.pixels).T
+        return logits[:, rows, columns].T.ravel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +203,16 @@ class Manifest:
         feature_shapes: per modality, shape of the encoder's output without batch.
         z_shape: shape of the fused representation without batch.
         methods: every callable piece of the artifact.
-        logit_step: size of one output quantization step of the head; None for fp32.
+        precision: what most weights are stored and computed in; layers left in higher precision are in `provenance`.
+        logit_step: size of one output quantization step of the head; None where its output is not quantized.
         operating_points: by subset label, e.g. "rgb+ir".
+        target: name of the export target, which says runtime and processor; None in files of earlier versions.
+        costs: by method; empty in files of earlier versions.
+        subset_costs: by subset label.
     """
 
     name: str
-    task: Literal["classification"]
+    task: Literal["classification", "segmentation"]
     labels: tuple[str, ...]
     positive_label: str | None
     modalities: tuple[Modality, ...]
@@ -149,7 +220,7 @@ class Manifest:
     active_experts: int
     feature_shapes: Mapping[str, tuple[int, ...]]
     z_shape: tuple[int, ...]
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8"]
     methods: tuple[str, ...]
     operating_points: Mapping[str, OperatingPoint]
     provenance: Mapping[str, Any]
@@ -158,6 +229,9 @@ class Manifest:
     policy: Policy = field(default_factory=Policy)
     golden: Golden | None = None
     parity: Mapping[str, Any] | None = None
+    target: str | None = None
+    costs: Mapping[str, MethodCost] = field(default_factory=dict)
+    subset_costs: Mapping[str, SubsetCost] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -167,6 +241,13 @@ class Manifest:
     def names(self) -> tuple[str, ...]:
         """Modality names in fusion order."""
         return tuple(m.name for m in self.modalities)
+
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Shape of the logits without batch: (classes,), or (classes, H, W) with the size of the images."""
+        if self.task == "classification":
+            return (len(self.labels),)
+        return (len(self.labels), *next(m.shape[1:] for m in self.modalities if m.kind == "image"))
 
     def modality(self, name: str) -> Modality:
         """The modality called `name`; KeyError when there is none."""
@@ -208,6 +289,24 @@ def required_methods(manifest: Manifest) -> tuple[str, ...]:
     return (*(f"encode_{name}" for name in manifest.names), "route", *experts, *shared, "head")
 
 
+def subset_cost(manifest: Manifest, present: Iterable[str]) -> SubsetCost:
+    """The cost of one decision from `manifest.costs`: the encoders of `present`, route, shared, K experts, head.
+
+    Experts that differ count as the costliest. A method whose memory is not known leaves that of the subset unknown.
+    """
+    methods = [f"encode_{name}" for name in present] + ["route", "head"]
+    if manifest.shared_expert:
+        methods.append("expert_shared")
+    once = [manifest.costs[method] for method in methods]
+    experts = [manifest.costs[f"expert_{i}"] for i in range(manifest.experts)]
+    memory = [cost.activation_bytes for cost in (*once, *experts)]
+    return SubsetCost(
+        macs=sum(c.macs for c in once) + manifest.active_experts * max(c.macs for c in experts),
+        weight_bytes=sum(c.weight_bytes for c in once) + manifest.active_experts * max(c.weight_bytes for c in experts),
+        activation_bytes=None if None in memory else max(m for m in memory if m is not None),
+    )
+
+
 def _need(condition: bool, message: str) -> None:
     if not condition:
         raise ModelFileError(f"manifest: {message}")
@@ -228,8 +327,12 @@ def _check(m: Manifest) -> None:
     expected = len(m.modalities) + m.experts + m.shared_expert + 2
     _need(len(m.methods) == expected, f"{len(m.methods)} methods, its modalities and experts need {expected}")
     _need(set(m.methods) == set(required_methods(m)), f"methods {m.methods} are not {required_methods(m)}")
-    for key in m.operating_points:
-        _check_subset(key, m, "operating_points")
+    has_image = any(modality.kind == "image" for modality in m.modalities)
+    _need(m.task == "classification" or has_image, "a segmentation needs an image modality")
+    for where, table in (("operating_points", m.operating_points), ("subset_costs", m.subset_costs)):
+        for key in table:
+            _check_subset(key, m, where)
+    _need(set(m.costs) in (set(), set(m.methods)), f"costs are of {sorted(m.costs)}, expected of every method or none")
     for entry in m.policy.require:
         _need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
     for fault in m.policy.masking_faults:
@@ -260,11 +363,26 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
     _need(set(golden.inputs) == set(m.names), "golden.inputs must name exactly the modalities")
     for modality in m.modalities:
         shape = golden.inputs[modality.name].shape
-        _need(shape == modality.shape, f"golden input {modality.name} has shape {shape}, expected {modality.shape}")
+        _need(_stores(shape, modality), f"golden input {modality.name} has shape {shape}, expected {modality.shape}")
+    size = m.logits_shape[1:]
+    _need(bool(golden.pixels) == bool(size), "golden.pixels must name pixels for a segmentation and nothing else")
+    for pixel in golden.pixels:
+        inside = len(pixel) == 2 and all(0 <= at < side for at, side in zip(pixel, size, strict=True))
+        _need(inside, f"golden pixel {pixel} is outside the {size[0]} x {size[1]} image")
     _need(len(golden.logits) >= 1, "golden.logits is empty: a self-test without answers proves nothing")
     for key, logits in golden.logits.items():
         _check_subset(key, m, "golden.logits")
-        _need(len(logits) == len(m.labels), f"golden logits of {key} are {len(logits)} for {len(m.labels)} labels")
+        needed = len(m.labels) * max(len(golden.pixels), 1)
+        _need(len(logits) == needed, f"golden logits of {key} are {len(logits)} for {len(m.labels)} labels")
+
+
+def _stores(shape: tuple[int, ...], modality: Modality) -> bool:
+    """Whether a tensor of `shape` can stand for an input of the modality: its shape, or an image of fewer pixels."""
+    if modality.kind != "image":
+        return shape == modality.shape
+    whole = modality.shape
+    fits = len(shape) == 3 and all(1 <= a <= b for a, b in zip(shape, whole, strict=True))
+    return fits and shape[0] == whole[0]
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from mars_edge import subsets
 from mars_edge.artifact import write_sealed
 from mars_edge.errors import EngineError, ParityError, UsageError
 from mars_edge.manifest import Golden, Manifest, OperatingPoint, Policy, Tensor, required_methods
-from mars_export import calibrate, parity, quantize, to_executorch, to_onnx
+from mars_export import calibrate, parity, to_executorch, to_onnx
 from mars_export.evaluate import Engine, engine_answers, open_artifact
+from mars_export.pieces import Examples, example_inputs, output_steps, pieces_of
 from mars_training.checkpoint import RunInfo
 from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
@@ -108,8 +109,8 @@ def lower(model: Model, suffix: str) -> Payload:
         UsageError: another suffix.
         ParityError: too few operations of a .pte run on its delegate.
     """
-    pieces = quantize.pieces(model.deployed)
-    examples = quantize.example_inputs(model.deployed, model.shapes, batch=1)
+    pieces = pieces_of(model.deployed)
+    examples = example_inputs(model.deployed, model.shapes, batch=1)
     if suffix == ".pte":
         lowered = to_executorch.lower(pieces, examples)
         to_executorch.require_coverage(lowered.coverage(), LEAST_COVERAGE)
@@ -123,7 +124,7 @@ def lower(model: Model, suffix: str) -> Payload:
     return OnnxPayload(layout=_layout(model, examples), models=models)
 
 
-def _layout(model: Model, examples: quantize.Examples) -> to_onnx.Layout:
+def _layout(model: Model, examples: Examples) -> to_onnx.Layout:
     names = model.deployed.modalities
     return to_onnx.Layout(
         modalities=names,
@@ -191,8 +192,8 @@ def _self_test(path: Path, payload: bytes) -> None:
 def _draft(model: Model) -> Manifest:
     """The manifest without what only the engine can tell."""
     recipe, source = model.info.recipe, model.info.source
-    examples = quantize.example_inputs(model.deployed, model.shapes, batch=1)
-    steps = quantize.output_steps(model.deployed.head)
+    examples = example_inputs(model.deployed, model.shapes, batch=1)
+    steps = output_steps(model.deployed.head)
     fields: dict[str, Any] = {
         "name": recipe.name,
         "task": "classification",
@@ -205,7 +206,7 @@ def _draft(model: Model) -> Manifest:
         "feature_shapes": {name: tuple(f.shape[1:]) for name, f in zip(source.names, examples["route"], strict=True)},
         "z_shape": tuple(examples["expert_0"][0].shape[1:]),
         "precision": model.precision,
-        "methods": tuple(quantize.pieces(model.deployed)),
+        "methods": tuple(pieces_of(model.deployed)),
         "operating_points": {},
         "logit_step": steps[0] if steps else None,
         "policy": Policy(
@@ -263,7 +264,7 @@ def _golden(engine: Engine, model: Model, validation: Split) -> Golden:
     chosen = candidates.take(torch.tensor([int(margins.argmax())]))
     answers = engine_answers(engine, chosen, wanted)
     largest = max(float(np.abs(a.logits).max()) for a in answers.values())
-    steps = quantize.output_steps(model.deployed.head)
+    steps = output_steps(model.deployed.head)
     step = steps[0] if steps else None
     return Golden(
         inputs={name: Tensor.of(_bytes(x[0])) for name, x in chosen.batch(torch.tensor([0])).items()},

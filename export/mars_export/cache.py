@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from mars_export import quantize
 from mars_export.hush import hushed
+from mars_export.pieces import Piece, example_inputs, one_dequantizer_each, pieces_of, replace_piece, trace
 from mars_training.checkpoint import write_atomically, write_json
 from mars_training.model.mars import DeployedMars
 from mars_training.recipe import Recipe
@@ -33,10 +33,10 @@ def key(run: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
 def save(folder: Path, wanted: Mapping[str, Any], converted: DeployedMars, shapes: Mapping[str, Any]) -> None:
     """Writes every converted piece of the model."""
     (folder / "key.json").unlink(missing_ok=True)
-    examples = quantize.example_inputs(converted, shapes, batch=2)
-    for method, piece in quantize.pieces(converted).items():
+    examples = example_inputs(converted, shapes, batch=2)
+    for method, piece in pieces_of(converted).items():
         with hushed(), torch.no_grad():
-            program = quantize.trace(piece, examples[method])
+            program = trace(piece, examples[method])
             _write_program(folder / f"{method}.pt2", program)
     write_json(folder / "key.json", dict(wanted))
 
@@ -58,12 +58,12 @@ def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> Dep
     if not stored.exists() or json.loads(stored.read_text(encoding="utf-8")) != json.loads(json.dumps(wanted)):
         return None
     converted = copy.deepcopy(deployed)
-    for method in quantize.pieces(deployed):
+    for method in pieces_of(deployed):
         path = folder / f"{method}.pt2"
         if not path.exists():
             return None
         with hushed(), path.open("rb") as file:
             program = torch.export.load(file)
         # Exporting may merge equal dequantizers again.
-        quantize.replace_piece(converted, method, quantize.Piece(quantize.one_dequantizer_each(program.module())))
+        replace_piece(converted, method, Piece(one_dequantizer_each(program.module())))
     return converted

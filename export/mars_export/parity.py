@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, ParityError, UsageError
 from mars_edge.gates import top_k_gates
-from mars_export import quantize
 from mars_export.evaluate import Answers, engine_answers
+from mars_export.pieces import output_steps, pieces_of
 from mars_runtime.engines.protocol import Engine
 from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
@@ -294,7 +294,7 @@ def _step(model: DeployedMars, method: str, output: int, values: NDArray[np.floa
     A float output of a quantized piece counts in steps of the int8 it might have been, 1/255 of the range of
     `values`; a float piece in steps of a small share of its largest value.
     """
-    steps = quantize.output_steps(quantize.pieces(model)[method])
+    steps = output_steps(pieces_of(model)[method])
     if not steps:
         return _FLOAT_STEP * float(np.abs(values).max())
     step = steps[output]
@@ -329,7 +329,7 @@ def _piecewise(
     model: DeployedMars, sample: Mapping[str, torch.Tensor]
 ) -> dict[str, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]]:
     """Inputs and outputs of every piece for one complete sample; experts all run."""
-    pieces = quantize.pieces(model)
+    pieces = pieces_of(model)
     table: dict[str, tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = {}
     features = tuple(model.encode_all(sample))
     for name, feature in zip(model.modalities, features, strict=True):

@@ -16,7 +16,7 @@ from torch import nn
 
 from mars_edge.errors import ParityError
 from mars_export.hush import hushed
-from mars_export.quantize import Examples
+from mars_export.pieces import Examples
 
 _MANIFEST_METHOD = "manifest"
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from mars_edge.errors import UsageError
 from mars_export.hush import hushed
-from mars_export.quantize import Examples
+from mars_export.pieces import Examples
 
 OPSET = 20
 # The IR version that introduced nothing beyond what opset 20 needs; newer ones shut out older onnxruntimes.

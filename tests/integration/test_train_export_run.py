@@ -14,7 +14,7 @@ import torch
 from mars_edge import cli, subsets
 from mars_edge.artifact import verify
 from mars_edge.errors import ParityError
-from mars_export import bundle, quantize
+from mars_export import bundle, pieces
 from mars_export.commands import export as command
 from mars_runtime.engines import Engine, open_engine
 from mars_training import train as training
@@ -119,7 +119,7 @@ def test_evaluate_measures_the_artifact_in_its_engine(
 
 @pytest.fixture(scope="module")
 def float_model() -> bundle.Model:
-    deployed = quantize.float_pieces(model().deployed)
+    deployed = pieces.float_pieces(model().deployed)
     return bundle.Model(deployed=deployed, precision="fp32", info=info(), provenance={})
 
 

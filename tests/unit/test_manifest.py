@@ -17,15 +17,30 @@ from mars_edge.manifest import (
     SCHEMA_VERSION,
     Golden,
     Manifest,
+    MethodCost,
     OperatingPoint,
     Policy,
+    SubsetCost,
     Tensor,
     required_methods,
+    subset_cost,
 )
+from mars_edge.metrics import rate
 from mars_edge.modality import Modality
 
 NAMES = ("rgb", "depth", "sound")
-POINT = OperatingPoint(threshold=0.4, metric="acer", value=0.03, low=0.02, high=0.05, n=900, certified=True, target=0.1)
+POINT = OperatingPoint(
+    threshold=0.4,
+    metric="acer",
+    value=0.03,
+    low=0.02,
+    high=0.05,
+    n=900,
+    certified=True,
+    target=0.1,
+    bpcer=rate(3, 450),
+    apcer={"print": rate(0, 20), "mask": rate(27, 430)},
+)
 
 
 def full_manifest() -> Manifest:
@@ -67,6 +82,15 @@ def full_manifest() -> Manifest:
             tolerance=0.25,
         ),
         parity={"samples": 500, "worst_steps": 1},
+        target="onnx-cpu",
+        costs={
+            **{f"encode_{name}": MethodCost(macs=100 + i, weight_bytes=10 + i) for i, name in enumerate(NAMES)},
+            "route": MethodCost(macs=20, weight_bytes=5, activation_bytes=64),
+            **{f"expert_{i}": MethodCost(macs=7 + i, weight_bytes=3 + i, activation_bytes=32) for i in range(3)},
+            "expert_shared": MethodCost(macs=8, weight_bytes=4, activation_bytes=32),
+            "head": MethodCost(macs=1, weight_bytes=1, activation_bytes=16),
+        },
+        subset_costs={"rgb+sound": SubsetCost(macs=249, weight_bytes=42, activation_bytes=None)},
     )
 
 
@@ -99,7 +123,7 @@ def test_a_manifest_is_read_back_equal_from_text_and_bytes() -> None:
 
 def test_optional_entries_may_be_left_out() -> None:
     optional = {f.name for f in dataclasses.fields(Manifest) if f.default is not dataclasses.MISSING}
-    optional |= {"policy"}
+    optional |= {"policy", "costs", "subset_costs"}
     table = {key: value for key, value in TABLE.items() if key not in optional or key == "schema_version"}
     table["methods"] = [m for m in table["methods"] if m != "expert_shared"]
     manifest = Manifest.from_json(json.dumps(table))
@@ -129,7 +153,7 @@ def test_a_tensor_gives_back_its_values_as_float32(dtype: Any) -> None:
 
 TENSOR = ["golden", "inputs", "depth"]
 MODALITY = "unknown modality key 'x'; known keys: " + ", ".join(f.name for f in dataclasses.fields(Modality))
-POINT_KEYS = "threshold, metric, value, low, high, n, certified, target, temperature"
+POINT_KEYS = ", ".join(f.name for f in dataclasses.fields(OperatingPoint))
 MANIFEST_KEYS = ", ".join(f.name for f in dataclasses.fields(Manifest))
 VIOLATIONS: list[tuple[Any, str]] = [
     ([1], "manifest is a list, expected an object"),
@@ -145,7 +169,7 @@ VIOLATIONS: list[tuple[Any, str]] = [
     (changed("name", to=5), "manifest.name is 5, expected a string"),
     (changed("name", to=""), "manifest: name or label '' is empty or not printable"),
     (changed("name", to="a\x1b[2J"), "manifest: name or label 'a\\x1b[2J' is empty or not printable"),
-    (changed("task", to="regression"), "manifest.task is 'regression', expected one of classification"),
+    (changed("task", to="regression"), "manifest.task is 'regression', expected one of classification, segmentation"),
     (changed("labels", to="live"), "manifest.labels is 'live', expected a list"),
     (changed("labels", 1, to=None), "manifest.labels[1] is None, expected a string"),
     (changed("labels", to=["live"]), "manifest: 1 labels, at least 2 are needed"),
@@ -173,7 +197,7 @@ VIOLATIONS: list[tuple[Any, str]] = [
     ),
     (changed("z_shape", to=[]), "manifest: shape of z_shape is (), expected whole numbers from 1"),
     (changed("z_shape", to=[1.5]), "manifest.z_shape[0] is 1.5, expected a whole number"),
-    (changed("precision", to="int4"), "manifest.precision is 'int4', expected one of fp32, int8"),
+    (changed("precision", to="int4"), "manifest.precision is 'int4', expected one of fp32, fp16, int8"),
     (changed("methods", to=["head"]), "manifest: 1 methods, its modalities and experts need 9"),
     (
         changed("methods", 0, to="encode_ir"),
@@ -363,3 +387,54 @@ def test_a_masking_fault_that_no_runtime_detects_is_refused() -> None:
         Manifest.from_json(json.dumps(table))
     allowed = "dark, saturated, depth-invalid"
     assert str(caught.value) == f"manifest: policy.masking_faults 'blurred' is none of {allowed}"
+
+
+def test_a_subset_costs_its_encoders_the_route_the_shared_expert_k_experts_and_the_head() -> None:
+    assert subset_cost(FULL, ("rgb", "sound")) == SubsetCost(
+        macs=100 + 102 + 20 + 2 * 9 + 8 + 1, weight_bytes=10 + 12 + 5 + 2 * 5 + 4 + 1, activation_bytes=None
+    )
+    known = {name: dataclasses.replace(cost, activation_bytes=cost.macs) for name, cost in FULL.costs.items()}
+    assert subset_cost(dataclasses.replace(FULL, costs=known), ("rgb",)).activation_bytes == 100
+
+
+def segmentation() -> Manifest:
+    """The same rig, a label in every pixel, the golden picture stored at half the size."""
+    assert FULL.golden is not None
+    pixels = ((0, 0), (3, 4))
+    golden = dataclasses.replace(
+        FULL.golden,
+        inputs=dict(FULL.golden.inputs) | {"rgb": Tensor.of(np.arange(18, dtype=np.uint8).reshape(3, 2, 3))},
+        logits=dict.fromkeys(FULL.golden.logits, (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)),
+        pixels=pixels,
+    )
+    return dataclasses.replace(FULL, task="segmentation", positive_label=None, golden=golden)
+
+
+def test_a_segmentation_has_logits_of_the_image_size_and_a_golden_picture_of_fewer_pixels() -> None:
+    manifest = segmentation()
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.logits_shape == (3, 4, 5)
+    assert manifest.golden is not None
+    whole = manifest.golden.sample(manifest.modality("rgb"))
+    stored = manifest.golden.inputs["rgb"].array()
+    for y in range(4):
+        for x in range(5):
+            np.testing.assert_array_equal(whole[:, y, x], stored[:, y * 2 // 4, x * 3 // 5])
+    logits = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    np.testing.assert_array_equal(manifest.golden.compared(logits), [0, 20, 40, 19, 39, 59])
+
+
+@pytest.mark.parametrize(
+    ("golden", "said"),
+    [
+        ({"pixels": ()}, "golden.pixels must name pixels for a segmentation and nothing else"),
+        ({"pixels": ((0, 0), (4, 4))}, "golden pixel (4, 4) is outside the 4 x 5 image"),
+        ({"pixels": ((0, 0),)}, "golden logits of rgb are 6 for 3 labels"),
+    ],
+)
+def test_a_golden_answer_to_other_pixels_than_the_image_has_is_refused(golden: dict[str, Any], said: str) -> None:
+    manifest = segmentation()
+    assert manifest.golden is not None
+    with pytest.raises(ModelFileError) as caught:
+        dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, **golden))
+    assert str(caught.value) == f"manifest: {said}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, ParityError
 from mars_edge.gates import top_k_gates
-from mars_export import bundle, parity, quantize
+from mars_export import bundle, parity, pieces
 from mars_export.evaluate import Answers
 from mars_runtime.engines import Inference
 from mars_training.model.mars import DeployedMars
@@ -37,7 +37,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def execute(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        outputs = quantize.pieces(self.deployed)[method](*(torch.from_numpy(x) for x in inputs))
+        outputs = pieces.pieces_of(self.deployed)[method](*(torch.from_numpy(x) for x in inputs))
         return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     def infer(self, samples: Arrays, features: Arrays) -> Inference:
@@ -65,7 +65,7 @@ class GraphEngine(TorchEngine):
 
 @pytest.fixture(scope="module")
 def deployed() -> DeployedMars:
-    return quantize.float_pieces(model().deployed)
+    return pieces.float_pieces(model().deployed)
 
 
 def sabotaged(deployed: DeployedMars) -> DeployedMars:
@@ -75,7 +75,7 @@ def sabotaged(deployed: DeployedMars) -> DeployedMars:
 def test_a_faithful_engine_passes_and_every_subset_is_reported(deployed: DeployedMars) -> None:
     report = parity.check(TorchEngine(deployed), deployed, split(40, 9))
     assert set(report.subsets) == {subsets.label(s, NAMES) for s in subsets.all_subsets(NAMES)}
-    assert set(report.methods) == set(quantize.pieces(deployed))
+    assert set(report.methods) == set(pieces.pieces_of(deployed))
     assert report.samples == 40
     assert sum(report.experts_chosen) == 40 * 7 * 2
     assert all(p.label_agreement == 1.0 and p.max_steps < 0.1 for p in report.subsets.values())
@@ -99,7 +99,7 @@ def test_swapped_experts_are_refused_in_a_graph_without_methods(deployed: Deploy
 def test_a_wrong_scale_is_refused_with_its_method(deployed: DeployedMars, method: str) -> None:
     wrong = sabotaged(deployed)
     with torch.no_grad():
-        for parameter in quantize.pieces(wrong)[method].parameters():
+        for parameter in pieces.pieces_of(wrong)[method].parameters():
             parameter.mul_(1.1)
     with pytest.raises(ParityError, match=rf"^method {method} is off by [\d.]+ output steps, allowed 2$"):
         parity.check(TorchEngine(wrong), deployed, split(20, 9))
@@ -108,7 +108,7 @@ def test_a_wrong_scale_is_refused_with_its_method(deployed: DeployedMars, method
 def test_a_nan_weight_in_the_artifact_is_refused(deployed: DeployedMars) -> None:
     wrong = sabotaged(deployed)
     with torch.no_grad():
-        next(quantize.pieces(wrong)["expert_2"].parameters()).flatten()[0] = math.nan
+        next(pieces.pieces_of(wrong)["expert_2"].parameters()).flatten()[0] = math.nan
     # By its method where no sample chose the expert, else by the engine's own refusal.
     with pytest.raises(
         ParityError, match=r"^(method expert_2 is off by nan output steps, allowed 2|torch: logits hold)"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mars_edge.errors import UsageError
-from mars_export import cache, quantize
+from mars_export import cache, pieces, quantize
 from mars_export.hush import hushed
 from mars_training.model.mars import DeployedMars
 from tests.helpers.tiny_mars import NAMES, SHAPES, model, recipe, split
@@ -35,7 +35,7 @@ def converted(prepared: DeployedMars) -> DeployedMars:
 
 def test_folding_keeps_every_output_and_leaves_no_batch_norm() -> None:
     deployed = model().deployed
-    folded = quantize.float_pieces(deployed)
+    folded = pieces.float_pieces(deployed)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
     inputs = split(8, 1).batch(torch.arange(8))
@@ -45,13 +45,13 @@ def test_folding_keeps_every_output_and_leaves_no_batch_norm() -> None:
 def test_a_batch_norm_without_a_convolution_before_it_is_refused() -> None:
     block = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
     with pytest.raises(UsageError) as caught:
-        quantize.fold_batch_norms(block)
+        pieces.fold_batch_norms(block)
     assert str(caught.value) == "batch norm '1' does not follow a convolution in a Sequential: it cannot be folded"
 
 
 def test_folded_weights_have_plain_strides() -> None:
     # A (4, 1, 3, 3) weight is contiguous in both memory formats; lowering reads its strides.
-    folded = quantize.float_pieces(model().deployed)
+    folded = pieces.float_pieces(model().deployed)
     for name, weight in folded.named_parameters():
         expected = torch.empty(weight.shape).stride()
         assert weight.stride() == expected, name
@@ -82,12 +82,12 @@ def test_one_sample_and_many_give_the_same_answers(converted: DeployedMars) -> N
 
 
 def test_logits_lie_on_the_grid_of_the_output_step(converted: DeployedMars) -> None:
-    (step,) = quantize.output_steps(converted.head)
-    assert len(quantize.output_steps(converted.route_stage)) == 2
+    (step,) = pieces.output_steps(converted.head)
+    assert len(pieces.output_steps(converted.route_stage)) == 2
     with torch.no_grad():
         counts = converted(split(8, 2).batch(torch.arange(8)), EVERYTHING) / step
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
-    assert quantize.output_steps(nn.ReLU()) == ()
+    assert pieces.output_steps(nn.ReLU()) == ()
 
 
 def test_a_missing_modality_stays_exactly_zero_inside_the_int8_router(converted: DeployedMars) -> None:
@@ -106,7 +106,7 @@ def test_a_piece_has_no_modes(prepared: DeployedMars) -> None:
     assert not prepared.head.training
     with hushed():
         copied = copy.deepcopy(prepared)
-    assert isinstance(copied.head, quantize.Piece)
+    assert isinstance(copied.head, pieces.Piece)
 
 
 def test_quantization_aware_training_is_the_recipe_with_another_schedule() -> None:

@@ -18,6 +18,7 @@ from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser
 from mars_export import bundle, cache, quantize
 from mars_export.hush import hushed
+from mars_export.pieces import float_pieces
 from mars_training.checkpoint import RunInfo, load_metrics, load_model
 from mars_training.data.load import load_data, load_split
 from mars_training.data.split import Data
@@ -100,7 +101,7 @@ def _ready(
     metrics = load_metrics(options.run)
     provenance: dict[str, Any] = {"selected_epoch": metrics["selected"]["epoch"] + 1} if metrics else {}
     if options.precision == "fp32":
-        deployed = quantize.float_pieces(model.deployed)
+        deployed = float_pieces(model.deployed)
         return bundle.Model(deployed=deployed, precision="fp32", info=info, provenance=provenance)
     seed = info.seed if options.seed is None else options.seed
     provenance["quantization"] = {

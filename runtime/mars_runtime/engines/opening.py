@@ -91,10 +91,10 @@ def run_self_test(engine: Engine) -> None:
     golden = engine.manifest.golden
     if golden is None:
         return
-    inputs = {name: tensor.array() for name, tensor in golden.inputs.items()}
+    inputs = {m.name: golden.sample(m) for m in engine.manifest.modalities}
     for label, expected in golden.logits.items():
         present = subsets.parse(label, engine.manifest.names)
-        given = engine.infer({name: inputs[name] for name in present}, {}).logits
+        given = golden.compared(engine.infer({name: inputs[name] for name in present}, {}).logits)
         difference = np.abs(given - np.array(expected, np.float32)).max()
         if not difference <= golden.tolerance:
             raise EngineError(
@@ -196,7 +196,7 @@ def _expected(manifest: Manifest, combined: tuple[int, ...]) -> dict[str, tuple[
     table["route"] = (list(features.values()), [z, (1, manifest.experts)])
     experts = [name for name in required_methods(manifest) if name.startswith("expert_")]
     table |= {name: ([z], [combined]) for name in experts}
-    table["head"] = ([combined], [(1, len(manifest.labels))])
+    table["head"] = ([combined], [(1, *manifest.logits_shape)])
     return table
 
 

@@ -24,7 +24,7 @@ class Inference:
     """One forward pass.
 
     Attributes:
-        logits: float32 (classes,).
+        logits: float32 (classes,), or (classes, H, W) for a segmentation.
         experts: the experts that ran, as (index, gate), largest gate first.
         features: float32 (1, C, H, W) or (1, D) per present modality: those encoded now and the cached ones used.
         latency_ms: .pte: "encode.<modality>" for each encoder that ran, "fuse", "experts", "head"; .onnx: "graph".
