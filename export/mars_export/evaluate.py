@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,20 @@ from mars_edge.options import OneLineParser, positive
 from mars_export.calibrate import positive_scores
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine as Engine  # the rest of this package has it from here
+from mars_runtime.engines.protocol import Inference
 from mars_training.data.load import SPLITS, load_split
 from mars_training.data.split import Source, Split
-from mars_training.evaluate import SubsetScore, mean_error, score_logits, score_table, spoof_score
+from mars_training.evaluate import (
+    Evaluation,
+    RowScore,
+    SubsetLogits,
+    SubsetScore,
+    mean_error,
+    measure,
+    score_logits,
+    score_table,
+    spoof_score,
+)
 from mars_training.recipe import Recipe, recipe_from_dict
 
 _EXAMPLE = "example: mars-edge evaluate --model face_antispoof.pte"
@@ -35,8 +46,9 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What an engine said about B samples: logits (B, classes) float32 and the experts that ran, (B, K)."""
+    """What an engine said about B rows of a split: `indices` (B,), logits (B, classes) and experts (B, K) that ran."""
 
+    indices: NDArray[np.int64]
     logits: NDArray[np.float32]
     experts: NDArray[np.int64]
 
@@ -46,38 +58,75 @@ def open_artifact(path: Path, *, self_test: bool) -> Engine:
     return open_engine(path, self_test=self_test)
 
 
-def engine_answers(
+def engine_stream(
     engine: Engine, split: Split, wanted: Sequence[subsets.Subset], *, tick: Tick = lambda done, total: None
-) -> dict[subsets.Subset, Answers]:
-    """The engine's answers under each subset; every sample is encoded once and its features are reused.
+) -> Iterator[tuple[subsets.Subset, int, Inference]]:
+    """Subset, row and the engine's answer, row by row, for the subsets whose modalities the row has.
+
+    Every sample is encoded once; its features serve every subset. `tick` is told rows done and rows in all.
 
     Raises:
         EngineError: an answer is not finite, or execution failed.
     """
+    columns, presence = list(split.inputs), split.presence.tolist()
+    for i, there in enumerate(presence):
+        has = {name for name, present in zip(columns, there, strict=True) if present}
+        possible = [subset for subset in wanted if has.issuperset(subset)]
+        if possible:
+            for subset, answer in _row_answers(engine, split, i, possible):
+                yield subset, i, answer
+        tick(i + 1, len(presence))
+
+
+def _row_answers(
+    engine: Engine, split: Split, row: int, wanted: Sequence[subsets.Subset]
+) -> Iterator[tuple[subsets.Subset, Inference]]:
     used = [name for name in engine.manifest.names if any(name in subset for subset in wanted)]
-    logits: dict[subsets.Subset, list[NDArray[np.float32]]] = {subset: [] for subset in wanted}
-    experts: dict[subsets.Subset, list[list[int]]] = {subset: [] for subset in wanted}
-    for i in range(len(split)):
-        row = split.batch(torch.tensor([i]))
-        samples = {name: row[name][0].contiguous().numpy() for name in used}
-        first = engine.infer(samples, {})
-        for subset in wanted:
-            whole = len(subset) == len(used)
-            answer = first if whole else engine.infer({}, {name: first.features[name] for name in subset})
-            logits[subset].append(answer.logits)
-            experts[subset].append([index for index, _ in answer.experts])
-        tick(i + 1, len(split))
+    batch = split.batch(torch.tensor([row]))
+    first = engine.infer({name: batch[name][0].contiguous().numpy() for name in used}, {})
+    for subset in wanted:
+        whole = len(subset) == len(used)
+        yield subset, first if whole else engine.infer({}, {name: first.features[name] for name in subset})
+
+
+def engine_answers(
+    engine: Engine, split: Split, wanted: Sequence[subsets.Subset], *, tick: Tick = lambda done, total: None
+) -> dict[subsets.Subset, Answers]:
+    """All of `engine_stream` by subset, for logits small enough to keep; a subset without rows has arrays of length 0.
+
+    Raises:
+        EngineError: as `engine_stream`.
+    """
+    found: dict[subsets.Subset, list[tuple[int, Inference]]] = {subset: [] for subset in wanted}
+    for subset, row, answer in engine_stream(engine, split, wanted, tick=tick):
+        found[subset].append((row, answer))
+    classes, k = engine.manifest.logits_shape, engine.manifest.active_experts
     return {
-        subset: Answers(logits=np.stack(logits[subset]), experts=np.array(experts[subset], np.int64))
-        for subset in wanted
+        subset: Answers(
+            indices=np.array([row for row, _ in rows], np.int64),
+            logits=np.array([answer.logits for _, answer in rows], np.float32).reshape(len(rows), *classes),
+            experts=np.array([[i for i, _ in answer.experts] for _, answer in rows], np.int64).reshape(len(rows), k),
+        )
+        for subset, rows in found.items()
     }
+
+
+def wanted_subsets(manifest: Manifest) -> tuple[subsets.Subset, ...]:
+    """The subsets that the artifact's recipe evaluates; all of them when it was not exported from a recipe."""
+    recipe = manifest.provenance.get("recipe")
+    always = recipe_of(manifest).data.always_present if isinstance(recipe, Mapping) else ()
+    return subsets.evaluated_subsets(manifest.names, always)
 
 
 def source_of(manifest: Manifest) -> Source:
     """The data description a manifest was exported with."""
     note = str(manifest.provenance.get("note", ""))
     return Source(
-        modalities=manifest.modalities, labels=manifest.labels, positive_label=manifest.positive_label, note=note
+        modalities=manifest.modalities,
+        labels=manifest.labels,
+        positive_label=manifest.positive_label,
+        note=note,
+        task=manifest.task,
     )
 
 
@@ -93,34 +142,51 @@ def recipe_of(manifest: Manifest) -> Recipe:
     return recipe_from_dict(recipe)
 
 
-def score_at_operating_point(logits: NDArray[np.float32], split: Split, manifest: Manifest, subset: str) -> SubsetScore:
+def operating_point_score(manifest: Manifest) -> RowScore:
     """The task's metric as the runtime decides: at the subset's threshold; accuracy has none."""
-    source = source_of(manifest)
-    point = manifest.operating_points.get(subset)
-    if source.positive_label is None or point is None:
-        return score_logits(logits, split, source, subset)
-    positive = source.labels.index(source.positive_label)
-    scores = positive_scores(logits, positive, point.temperature)
-    live = split.class_labels.numpy() == positive
-    errors = metrics.spoof_errors(scores, live, split.group_labels, point.threshold)
-    # Where a threshold stands changes no probability: calibration is that of the largest logit.
-    sure = score_logits(logits, split, source, subset)
-    return spoof_score(errors, subset, len(split), ece=sure.ece, nll=sure.nll)
+
+    def score(logits: NDArray[np.floating], split: Split, source: Source, subset: str) -> SubsetScore:
+        # Where a threshold stands changes no probability: calibration is that of the largest logit.
+        point = manifest.operating_points.get(subset)
+        sure = score_logits(logits / (point.temperature if point else 1.0), split, source, subset)
+        if source.positive_label is None or point is None:
+            return sure
+        positive = source.labels.index(source.positive_label)
+        scores = positive_scores(logits, positive, point.temperature)
+        live = split.class_labels.numpy() == positive
+        errors = metrics.spoof_errors(scores, live, split.group_labels, point.threshold)
+        return spoof_score(errors, subset, len(split), ece=sure.ece, nll=sure.nll)
+
+    return score
 
 
 def evaluate_artifact(
     engine: Engine, split: Split, *, at_operating_points: bool = False, tick: Tick = lambda done, total: None
-) -> list[SubsetScore]:
-    """One score per non-empty subset, small subsets first, measured in the engine.
+) -> Evaluation:
+    """One score per subset of the recipe that has rows, small subsets first, measured in the engine.
 
     Decided at the largest logit, as `mars-edge evaluate RUN` does, or at the manifest's operating points.
     """
     manifest = engine.manifest
-    answers = engine_answers(engine, split, subsets.all_subsets(manifest.names), tick=tick)
-    rows = {subsets.label(subset, manifest.names): given.logits for subset, given in answers.items()}
-    if at_operating_points:
-        return [score_at_operating_point(logits, split, manifest, label) for label, logits in rows.items()]
-    return [score_logits(logits, split, source_of(manifest), label) for label, logits in rows.items()]
+    score = operating_point_score(manifest) if at_operating_points else score_logits
+    return scored(engine, split, source_of(manifest), wanted_subsets(manifest), score=score, tick=tick)
+
+
+def scored(
+    engine: Engine,
+    split: Split,
+    source: Source,
+    wanted: Sequence[subsets.Subset],
+    *,
+    score: RowScore = score_logits,
+    tick: Tick = lambda done, total: None,
+) -> Evaluation:
+    """`mars_training.evaluate.measure` of the engine's answers; label maps are reduced row by row."""
+    answers = (
+        SubsetLogits(subset, torch.tensor([row]), torch.from_numpy(answer.logits)[None])
+        for subset, row, answer in engine_stream(engine, split, wanted, tick=tick)
+    )
+    return measure(answers, split, source, wanted, score=score)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,21 +216,26 @@ def main(argv: Sequence[str]) -> int:
             note = source_of(engine.manifest).note
             print(f"{options.model} in {engine.name}, {options.split} split: {note}", file=sys.stderr, flush=True)
         split = load_split(recipe, options.split, folder=options.data)
-        scores = evaluate_artifact(engine, split, at_operating_points=options.at == "operating-point")
+        evaluation = evaluate_artifact(engine, split, at_operating_points=options.at == "operating-point")
     finally:
         engine.close()
-    print(_json(scores, engine, options.at) if options.json else score_table(scores))
+    mean_error(evaluation.scores)  # refuses a split on which nothing could be measured
+    if options.json:
+        print(_json(evaluation, engine, options.at))
+    else:
+        print(score_table(evaluation.scores, evaluation.unmeasured))
     return 0
 
 
-def _json(scores: Sequence[SubsetScore], engine: Engine, at: str) -> str:
+def _json(evaluation: Evaluation, engine: Engine, at: str) -> str:
     return json.dumps(
         {
             "name": engine.manifest.name,
             "engine": engine.name,
             "precision": engine.manifest.precision,
             "at": at,
-            "mean_error": mean_error(scores),
-            "subsets": [dataclasses.asdict(score) for score in scores],
+            "mean_error": mean_error(evaluation.scores),
+            "subsets": [dataclasses.asdict(score) for score in evaluation.scores],
+            "unmeasured": [{"subset": subset, "n": 0, "why": why} for subset, why in evaluation.unmeasured.items()],
         }
     )

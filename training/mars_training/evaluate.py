@@ -10,7 +10,7 @@ Axes: n samples, B batch, M modalities in fusion order, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,7 +80,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class SubsetLogits:
     """The logits (B, classes, ...) of the rows `indices` (B,) of a split with only `subset` present."""
 
     subset: subsets.Subset
@@ -107,7 +107,7 @@ def device_of(model: Deployable) -> torch.device:
 
 def _answers(
     model: Deployable, split: Split, wanted: Sequence[subsets.Subset], batch_size: int | None
-) -> Iterator[_Answers]:
+) -> Iterator[SubsetLogits]:
     """Float32 logits on the model's device, batch by batch and subset by subset; every sample is encoded once."""
     model.eval()
     device, presence = device_of(model), split.presence
@@ -123,7 +123,7 @@ def _answers(
             with torch.no_grad():
                 kept = features if len(rows) == len(indices) else [f[own] for f in features]
                 logits = model.classify(kept, present).float()
-            yield _Answers(subset, indices[rows], logits)
+            yield SubsetLogits(subset, indices[rows], logits)
 
 
 def logits_by_subset(
@@ -272,19 +272,37 @@ def evaluate(
 ) -> Evaluation:
     """One score per subset of the modalities with all that is `always_present`, or per subset `wanted`."""
     chosen = subsets.evaluated_subsets(source.names, always_present) if wanted is None else wanted
-    measure = _measure_maps if source.task == "segmentation" else _measure_classes
-    return measure(model, split, source, chosen, batch_size)
+    return measure(_answers(model, split, chosen, batch_size), split, source, chosen)
 
 
-def _measure_classes(
-    model: Deployable, split: Split, source: Source, wanted: Sequence[subsets.Subset], batch_size: int | None
+RowScore = Callable[[NDArray[np.floating], Split, Source, str], SubsetScore]
+"""From class logits (rows, classes) of every row of a split to the score of the subset called so."""
+
+
+def measure(
+    answers: Iterable[SubsetLogits],
+    split: Split,
+    source: Source,
+    wanted: Sequence[subsets.Subset],
+    *,
+    score: RowScore = score_logits,
 ) -> Evaluation:
+    """One score per `wanted` subset from whoever answers: a model, or an engine that runs an artifact.
+
+    Rows must rise within a subset. `score` is for classification alone: label maps are reduced as they come.
+    """
+    if source.task == "segmentation":
+        return _measure_maps(answers, split, source, wanted)
+    parts: dict[subsets.Subset, list[SubsetLogits]] = {subset: [] for subset in wanted}
+    for given in answers:
+        parts[given.subset].append(given)
     gaps = {subset: _gap(split.class_labels[rows_with(split, subset)], source) for subset in wanted}
-    measurable = [subset for subset, why in gaps.items() if not why]
     scores = []
-    for subset, logits in logits_by_subset(model, split, measurable, batch_size=batch_size).items():
-        rows = split if split.present is None else split.take(rows_with(split, subset))
-        scores.append(score_logits(logits.numpy(), rows, source, subsets.label(subset, source.names)))
+    for subset, found in parts.items():
+        if not gaps[subset]:
+            rows = split.take(torch.cat([given.indices for given in found]))
+            logits = torch.cat([given.logits.cpu() for given in found]).numpy()
+            scores.append(score(logits, rows, source, subsets.label(subset, source.names)))
     return Evaluation(scores=scores, unmeasured=_labelled(gaps, source))
 
 
@@ -299,12 +317,12 @@ def _gap(labels: Tensor, source: Source) -> str:
 
 
 def _measure_maps(
-    model: Deployable, split: Split, source: Source, wanted: Sequence[subsets.Subset], batch_size: int | None
+    answers: Iterable[SubsetLogits], split: Split, source: Source, wanted: Sequence[subsets.Subset]
 ) -> Evaluation:
     maps = {subset: _Maps() for subset in wanted}
-    for answers in _answers(model, split, wanted, batch_size):
-        labels = split.labels[answers.indices].long().to(answers.logits.device)
-        maps[answers.subset].add(answers.logits, labels)
+    for given in answers:
+        labels = split.labels[given.indices].long().to(given.logits.device)
+        maps[given.subset].add(given.logits, labels)
     gaps = {subset: kept.gap for subset, kept in maps.items()}
     scores = [
         kept.score(subsets.label(subset, source.names), source.labels) for subset, kept in maps.items() if not kept.gap
