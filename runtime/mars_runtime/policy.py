@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge import subsets
+from mars_edge.admission import objection as objection
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest, OperatingPoint, Policy
 from mars_edge.metrics import class_probabilities
@@ -64,27 +65,6 @@ def stricter(
         raise UsageError(f"--on-missing {wanted} is laxer than the model's {policy.on_missing}; add --unsafe to insist")
     kept = () if unsafe and require else policy.require
     return replace(policy, require=(*kept, *(r for r in require if r not in kept)), on_missing=wanted)  # type: ignore[arg-type]
-
-
-def objection(
-    manifest: Manifest, policy: Policy, present: Sequence[str], *, allow_uncertified: bool = False
-) -> str | None:
-    """Why this subset may not decide, or None if it may; needs no inference."""
-    if not present:
-        return "no sensor is usable"
-    unmet = [entry for entry in policy.require if not set(entry.split("|")) & set(present)]
-    if unmet:
-        return f"requires {unmet[0]}"
-    subset = subsets.label(present, manifest.names)
-    missing = [name for name in manifest.names if name not in present]
-    if missing and policy.on_missing != "continue":
-        return f"{', '.join(missing)} missing"
-    point = manifest.operating_points.get(subset)
-    if point is None:
-        return f"subset {subset} has no operating point"
-    if not point.certified and not allow_uncertified:
-        return f"subset {subset} is not certified"
-    return None
 
 
 def decide(
