@@ -13,29 +13,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import mars_edge
 from mars_edge import subsets
 from mars_edge.artifact import write_sealed
 from mars_edge.errors import EngineError, ParityError, UsageError
-from mars_edge.manifest import Golden, Manifest, OperatingPoint, Policy, Tensor, required_methods
-from mars_export import calibrate, parity, to_executorch, to_onnx
-from mars_export.evaluate import Engine, engine_answers, open_artifact
-from mars_export.pieces import Examples, example_inputs, output_steps, pieces_of
-from mars_training.checkpoint import RunInfo
+from mars_edge.manifest import Manifest, MethodCost, OperatingPoint, Policy, required_methods, subset_cost
+from mars_export import calibrate, golden, parity
+from mars_export.evaluate import Answers, Engine, engine_answers, open_artifact, wanted_subsets
+from mars_export.lowering import Model as Model
+from mars_export.lowering import Payload, lower
+from mars_export.pieces import output_steps, pieces_of
 from mars_training.data.split import Split
-from mars_training.model.mars import DeployedMars
 
-Precision = Literal["int8", "fp32"]
 Note = Callable[[str], None]
-LEAST_COVERAGE = 0.9
 _PACKAGES = ("torch", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "numpy")
-# The golden sample is searched for among this many: one whose routing is far from a tie in every subset.
-_GOLDEN_CANDIDATES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,94 +45,12 @@ class Splits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A deployed model ready for lowering, and where it came from.
-
-    Attributes:
-        deployed: converted (int8) or folded (fp32) pieces.
-        provenance: JSON types; what was done to the run to get here.
-    """
-
-    deployed: DeployedMars
-    precision: Precision
-    info: RunInfo
-    provenance: Mapping[str, Any]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Preprocessed shape per modality."""
-        return {m.name: m.shape for m in self.info.source.modalities}
-
-
-class Payload(Protocol):
-    """A lowered model that can be serialised with any manifest."""
-
-    def program(self, manifest: str) -> bytes:
-        """The artifact without its seal."""
-
-    def coverage(self) -> Mapping[str, to_executorch.Coverage]:
-        """Per method, what the delegate executes; empty where there is no delegate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnnxPayload:
-    """The pieces as ONNX models, assembled anew for every manifest."""
-
-    layout: to_onnx.Layout
-    models: Mapping[str, Any]
-
-    def program(self, manifest: str) -> bytes:
-        """See `Payload.program`."""
-        return to_onnx.serialize(to_onnx.assemble(self.layout, self.models, manifest))
-
-    def coverage(self) -> Mapping[str, to_executorch.Coverage]:
-        """onnxruntime executes every node itself."""
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Written:
     """What was put where."""
 
     path: Path
     size_bytes: int
     manifest: Manifest
-
-
-def lower(model: Model, suffix: str) -> Payload:
-    """The model's pieces for the format that `suffix` names, ".pte" or ".onnx".
-
-    Raises:
-        UsageError: another suffix.
-        ParityError: too few operations of a .pte run on its delegate.
-    """
-    pieces = pieces_of(model.deployed)
-    examples = example_inputs(model.deployed, model.shapes, batch=1)
-    if suffix == ".pte":
-        lowered = to_executorch.lower(pieces, examples)
-        to_executorch.require_coverage(lowered.coverage(), LEAST_COVERAGE)
-        return lowered
-    if suffix != ".onnx":
-        raise UsageError(f"output suffix {suffix!r} is unknown; allowed: .pte, .onnx")
-    models = to_onnx.export_pieces(pieces, examples)
-    if model.precision == "int8":
-        for proto in models.values():
-            to_onnx.to_unsigned(proto)
-    return OnnxPayload(layout=_layout(model, examples), models=models)
-
-
-def _layout(model: Model, examples: Examples) -> to_onnx.Layout:
-    names = model.deployed.modalities
-    return to_onnx.Layout(
-        modalities=names,
-        experts=len(model.deployed.experts),
-        active_experts=model.deployed.active_experts,
-        shared_expert=model.deployed.expert_shared is not None,
-        inputs={name: (1, *model.shapes[name]) for name in names},
-        features={name: tuple(f.shape) for name, f in zip(names, examples["route"], strict=True)},
-        expert_output=tuple(examples["head"][0].shape),
-        classes=len(model.info.source.labels),
-    )
 
 
 def write(
@@ -155,7 +70,7 @@ def write(
         raise UsageError(f"no folder {path.parent} to write {path.name} into")
     note(f"{path.name}: lowering {model.precision}")
     payload = payload or lower(model, path.suffix)
-    draft = _draft(model)
+    draft = _draft(model, payload)
     with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
         proven = _prove(Path(folder) / f"draft{path.suffix}", payload, draft, model, splits, note)
         final = payload.program(proven.to_json())
@@ -173,12 +88,12 @@ def _prove(path: Path, payload: Payload, draft: Manifest, model: Model, splits: 
         note(f"{path.suffix[1:]} in {engine.name}: parity on {len(splits.parity)} samples, every subset")
         report = parity.check(engine, model.deployed, splits.parity)
         note(f"{path.suffix[1:]} in {engine.name}: operating points on {len(splits.test)} test samples")
-        points = _operating_points(engine, model, splits)
-        golden = _golden(engine, model, splits.validation)
+        points = _operating_points(engine, draft, model, splits)
+        sample = golden.make(engine, draft, model.deployed, splits.validation, wanted_subsets(draft))
     finally:
         engine.close()
     coverage = {name: {"share": c.share, "left": list(c.left)} for name, c in payload.coverage().items()}
-    return replace(draft, parity={**report.to_dict(), "coverage": coverage}, operating_points=points, golden=golden)
+    return replace(draft, parity={**report.to_dict(), "coverage": coverage}, operating_points=points, golden=sample)
 
 
 def _self_test(path: Path, payload: bytes) -> None:
@@ -189,14 +104,14 @@ def _self_test(path: Path, payload: bytes) -> None:
         raise ParityError(f"the finished file does not answer as its draft did: {error}") from error
 
 
-def _draft(model: Model) -> Manifest:
+def _draft(model: Model, payload: Payload) -> Manifest:
     """The manifest without what only the engine can tell."""
     recipe, source = model.info.recipe, model.info.source
-    examples = example_inputs(model.deployed, model.shapes, batch=1)
+    examples = model.examples()
     steps = output_steps(model.deployed.head)
     fields: dict[str, Any] = {
         "name": recipe.name,
-        "task": "classification",
+        "task": source.task,
         "labels": source.labels,
         "positive_label": source.positive_label,
         "modalities": source.modalities,
@@ -215,10 +130,22 @@ def _draft(model: Model) -> Manifest:
             masking_faults=recipe.export.masking_faults,
         ),
         "provenance": _provenance(model),
+        "costs": _costs(model, payload),
     }
     draft = Manifest(**fields)
     assert set(draft.methods) == set(required_methods(draft))
-    return draft
+    costs = {subsets.label(s, draft.names): subset_cost(draft, s) for s in wanted_subsets(draft)} if draft.costs else {}
+    return replace(draft, subset_costs=costs)
+
+
+def _costs(model: Model, payload: Payload) -> dict[str, MethodCost]:
+    if not hasattr(payload, "memory"):  # TEMPORARY until to_executorch has it
+        return {}
+    macs, weights, memory = model.macs(), payload.weight_bytes(), payload.memory()
+    return {
+        method: MethodCost(macs=macs[method], weight_bytes=weights[method], activation_bytes=memory.get(method))
+        for method in pieces_of(model.deployed)
+    }
 
 
 def _provenance(model: Model) -> dict[str, Any]:
@@ -239,60 +166,25 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _operating_points(engine: Engine, model: Model, splits: Splits) -> dict[str, OperatingPoint]:
-    wanted = subsets.all_subsets(model.info.source.names)
+def _operating_points(engine: Engine, draft: Manifest, model: Model, splits: Splits) -> dict[str, OperatingPoint]:
+    """Per subset that both splits have rows of; one without rows gets no point, and the runtime then abstains."""
+    wanted, source = wanted_subsets(draft), model.info.source
     validation = engine_answers(engine, splits.validation, wanted)
     test = engine_answers(engine, splits.test, wanted)
     return {
-        subsets.label(subset, model.info.source.names): calibrate.operating_point(
-            (validation[subset].logits, splits.validation),
-            (test[subset].logits, splits.test),
-            model.info.source,
+        subsets.label(subset, source.names): calibrate.operating_point(
+            _answered(validation[subset], splits.validation),
+            _answered(test[subset], splits.test),
+            source,
             model.info.recipe.export,
         )
         for subset in wanted
+        if len(validation[subset].indices) and len(test[subset].indices)
     }
 
 
-def _golden(engine: Engine, model: Model, validation: Split) -> Golden:
-    """A validation sample in uint8 whose routing no device should tip over, and the engine's answers to it."""
-    wanted = subsets.all_subsets(model.info.source.names)
-    candidates = _as_bytes(validation.take(torch.arange(min(_GOLDEN_CANDIDATES, len(validation)))))
-    reference = parity.reference_answers(model.deployed, candidates, wanted)
-    k = model.deployed.active_experts
-    margins = np.min([_routing_margin(answer.router_logits, k) for answer in reference.values()], axis=0)
-    chosen = candidates.take(torch.tensor([int(margins.argmax())]))
-    answers = engine_answers(engine, chosen, wanted)
-    largest = max(float(np.abs(a.logits).max()) for a in answers.values())
-    steps = output_steps(model.deployed.head)
-    step = steps[0] if steps else None
-    return Golden(
-        inputs={name: Tensor.of(_bytes(x[0])) for name, x in chosen.batch(torch.tensor([0])).items()},
-        logits={
-            subsets.label(subset, model.info.source.names): tuple(float(v) for v in answer.logits[0])
-            for subset, answer in answers.items()
-        },
-        tolerance=1e-3 * largest if step is None else parity.MOST_STEPS * step * 1.005,
-    )
-
-
-def _routing_margin(router_logits: Any, k: int) -> Any:
-    """How far the K-th largest logit is above the next, (B,); infinite when every expert runs."""
-    ordered = -np.sort(-router_logits, axis=1)
-    return ordered[:, k - 1] - ordered[:, k] if ordered.shape[1] > k else np.full(len(ordered), np.inf)
-
-
-def _bytes(x: torch.Tensor) -> Any:
-    return (x.float() * 255.0).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def _as_bytes(split: Split) -> Split:
-    """The split with every input rounded to k / 255, in float32: exactly what the manifest can store."""
-    inputs = {
-        name: torch.from_numpy(_bytes(x).astype(np.float32) / np.float32(255.0))
-        for name, x in split.batch(torch.arange(len(split))).items()
-    }
-    return replace(split, inputs=inputs)
+def _answered(answers: Answers, split: Split) -> tuple[NDArray[np.float32], Split]:
+    return answers.logits, split.take(torch.from_numpy(answers.indices))
 
 
 def held_out(test: Split, count: int, seen: Mapping[str, Split]) -> Split:

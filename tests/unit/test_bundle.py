@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from mars_edge import subsets
 from mars_edge.errors import ParityError, UsageError
-from mars_edge.manifest import Tensor
 from mars_export import bundle
+from mars_export.pieces import pieces_of
 from mars_export.to_executorch import Coverage, require_coverage
-from tests.helpers.tiny_mars import NAMES, info, model, split
+from mars_training.costs import costs as model_costs
+from tests.helpers.tiny_mars import NAMES, SOURCE, info, model, split
 
 
 def test_too_little_on_the_delegate_is_refused_with_the_worst_method() -> None:
@@ -34,13 +35,6 @@ def test_counting_nothing_is_no_coverage() -> None:
         require_coverage({}, 0.9)
 
 
-def test_the_golden_sample_is_stored_without_loss() -> None:
-    rounded = bundle._as_bytes(split(4, 0))
-    for name in NAMES:
-        stored = Tensor.of(bundle._bytes(rounded.inputs[name][2])).array()
-        np.testing.assert_array_equal(stored, rounded.inputs[name][2].numpy())
-
-
 def test_held_out_samples_are_spread_over_the_split_and_never_seen_before() -> None:
     test, train = split(100, 5), split(50, 6)
     chosen = bundle.held_out(test, 10, {"train": train})
@@ -56,12 +50,6 @@ def test_held_out_samples_are_spread_over_the_split_and_never_seen_before() -> N
     assert str(refused.value) == "--parity-samples is 0; parity needs at least 1 sample"
 
 
-def test_the_routing_margin_is_the_lead_of_the_last_expert_that_runs() -> None:
-    logits = np.array([[3.0, 1.0, 2.5, 0.0], [1.0, 1.0, 1.0, 1.0]], np.float32)
-    np.testing.assert_allclose(bundle._routing_margin(logits, 2), [1.5, 0.0])
-    assert np.isinf(bundle._routing_margin(logits, 4)).all()
-
-
 def test_a_format_we_cannot_write_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         bundle.expected_files([Path("a.pte"), Path("a.pte")])
@@ -73,10 +61,32 @@ def test_a_format_we_cannot_write_and_a_missing_folder_are_refused(tmp_path: Pat
     assert str(missing.value) == f"no folder {tmp_path / 'none'} to write a.onnx into"
 
 
-def test_the_draft_says_where_the_model_came_from() -> None:
+class Bare:
+    """A payload that was never lowered: what the draft of a manifest needs to know of one."""
+
+    def program(self, manifest: str) -> bytes:
+        return manifest.encode()
+
+    def coverage(self) -> dict[str, Coverage]:
+        return {}
+
+    def weight_bytes(self) -> dict[str, int]:
+        return dict.fromkeys(pieces_of(model().deployed), 100)
+
+    def memory(self) -> dict[str, int]:
+        return {name: 8 * i for i, name in enumerate(pieces_of(model().deployed))}
+
+
+def test_the_draft_says_where_the_model_came_from_and_what_it_costs() -> None:
     ready = bundle.Model(deployed=model().deployed, precision="fp32", info=info(), provenance={"selected_epoch": 3})
-    draft = bundle._draft(ready)
+    draft = bundle._draft(ready, Bare())
     assert draft.provenance["recipe"]["name"] == "tiny"
     assert draft.provenance["selected_epoch"] == 3
     assert set(draft.provenance["versions"]) >= {"mars-edge", "torch", "executorch", "onnxruntime"}
     assert type(draft).from_json(draft.to_json()) == draft
+    costs = model_costs(model().deployed, SOURCE.modalities)
+    for subset in subsets.all_subsets(NAMES):
+        label = subsets.label(subset, NAMES)
+        assert draft.subset_costs[label].macs == costs.macs(subset)
+        assert draft.subset_costs[label].weight_bytes == 100 * (len(subset) + 4)
+    assert draft.subset_costs["rgb"].activation_bytes == 8 * (len(pieces_of(model().deployed)) - 1)

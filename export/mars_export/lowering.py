@@ -1,0 +1,137 @@
+"""From a quantized or folded model to a payload: its pieces in the form of one target, ready for any manifest.
+
+Axes: N experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from onnx import numpy_helper
+
+from mars_edge.errors import UsageError
+from mars_export import to_executorch, to_onnx
+from mars_export.pieces import Examples, example_inputs, pieces_of
+from mars_training.checkpoint import RunInfo
+from mars_training.costs import costs
+from mars_training.methods import build_model, deployed_of
+from mars_training.model.mars import DeployedMars
+
+Precision = Literal["int8", "fp16", "fp32"]
+LEAST_COVERAGE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A deployed model ready for lowering, and where it came from.
+
+    Attributes:
+        deployed: converted (int8) or folded (fp16, fp32) pieces.
+        provenance: JSON types; what was done to the run to get here.
+    """
+
+    deployed: DeployedMars
+    precision: Precision
+    info: RunInfo
+    provenance: Mapping[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Preprocessed shape per modality."""
+        return {m.name: m.shape for m in self.info.source.modalities}
+
+    def examples(self) -> Examples:
+        """Inputs of every piece, batch 1."""
+        return example_inputs(self.deployed, self.shapes, batch=1)
+
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of one call of every piece: those of the unquantized network of the same recipe."""
+        source = self.info.source
+        with torch.device("meta"):
+            network = build_model(self.info.recipe, source.modalities, len(source.labels), source.task)
+        return {
+            name: cost.macs for name, cost in costs(deployed_of(network), source.modalities, source.task).pieces.items()
+        }
+
+
+class Payload(Protocol):
+    """A lowered model that can be serialised with any manifest."""
+
+    def program(self, manifest: str) -> bytes:
+        """The artifact without its seal."""
+
+    def coverage(self) -> Mapping[str, to_executorch.Coverage]:
+        """Per method, what the delegate executes; empty where there is no delegate."""
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        """Per method, the bytes of its constants as they are stored."""
+
+    def memory(self) -> Mapping[str, int]:
+        """Per method, planned bytes of intermediate values; empty where the runtime plans them itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxPayload:
+    """The pieces as ONNX models, assembled anew for every manifest."""
+
+    layout: to_onnx.Layout
+    models: Mapping[str, Any]
+
+    def program(self, manifest: str) -> bytes:
+        """See `Payload.program`."""
+        return to_onnx.serialize(to_onnx.assemble(self.layout, self.models, manifest))
+
+    def coverage(self) -> Mapping[str, to_executorch.Coverage]:
+        """onnxruntime executes every node itself."""
+        return {}
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        """See `Payload.weight_bytes`."""
+        return {method: _stored_bytes(model) for method, model in self.models.items()}
+
+    def memory(self) -> Mapping[str, int]:
+        """onnxruntime plans its memory at run time."""
+        return {}
+
+
+def _stored_bytes(model: Any) -> int:
+    return sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
+
+
+def lower(model: Model, suffix: str) -> Payload:
+    """The model's pieces for the format that `suffix` names, ".pte" or ".onnx".
+
+    Raises:
+        UsageError: another suffix.
+        ParityError: too few operations of a .pte run on its delegate.
+    """
+    pieces = pieces_of(model.deployed)
+    examples = model.examples()
+    if suffix == ".pte":
+        lowered = to_executorch.lower(pieces, examples)
+        to_executorch.require_coverage(lowered.coverage(), LEAST_COVERAGE)
+        return lowered
+    if suffix != ".onnx":
+        raise UsageError(f"output suffix {suffix!r} is unknown; allowed: .pte, .onnx")
+    models = to_onnx.export_pieces(pieces, examples)
+    if model.precision == "int8":
+        for proto in models.values():
+            to_onnx.to_unsigned(proto)
+    return OnnxPayload(layout=_layout(model, examples), models=models)
+
+
+def _layout(model: Model, examples: Examples) -> to_onnx.Layout:
+    names = model.deployed.modalities
+    return to_onnx.Layout(
+        modalities=names,
+        experts=len(model.deployed.experts),
+        active_experts=model.deployed.active_experts,
+        shared_expert=model.deployed.expert_shared is not None,
+        inputs={name: (1, *model.shapes[name]) for name in names},
+        features={name: tuple(f.shape) for name, f in zip(names, examples["route"], strict=True)},
+        expert_output=tuple(examples["head"][0].shape),
+        classes=len(model.info.source.labels),
+    )
