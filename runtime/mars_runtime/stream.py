@@ -29,7 +29,8 @@ class Stream:
     Every driver is made, and every file looked at, before the first thread starts.
 
     Raises:
-        UsageError: an unknown or repeated sensor name, a bad source, or a bad health setting.
+        UsageError: an unknown or repeated sensor name, a bad source, a bad health setting, or a model whose answer is
+            no single decision.
     """
 
     def __init__(
@@ -42,6 +43,11 @@ class Stream:
         seed: int = 0,
     ) -> None:
         manifest = engine.manifest
+        if manifest.task != "classification":
+            raise UsageError(
+                f"{manifest.name} answers with a map ({manifest.task}); streams decide for classification only, "
+                "`mars-edge evaluate --model FILE` measures it"
+            )
         check_names(specs, manifest.names)
         self._first_s: float | None = None
         self.world = World(seed, rig_rate_hz(manifest))
