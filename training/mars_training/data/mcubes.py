@@ -59,7 +59,7 @@ def describe(recipe: DataRecipe) -> Source:
         modalities=(image("rgb", 3), image("aolp", 2, -1.0), image("dolp", 1), image("nir", 1)),
         labels=LABELS,
         positive_label=None,
-        note="MCubeS, published lists",
+        note="files in the layout of MCubeS",
         task="segmentation",
     )
 
