@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),
+    "diff": ("mars_runtime.commands.diff:main", "what changed between two artifacts", ""),
     "data": ("mars_training.commands.data:main", "what a data set holds, lacks and leaks", "train"),
     "train": ("mars_training.commands.train:main", "train a recipe", "train"),
     "compare": ("mars_training.commands.compare:main", "train a grid of methods and seeds into one table", "train"),
