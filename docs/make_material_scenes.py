@@ -155,7 +155,8 @@ def _angles(rng: np.random.Generator, region: NDArray[np.int64], of: list[Materi
     """The angle of polarisation (R, Q) in radians: where little is polarised, little is known of it."""
     own = [rng.uniform(0.0, np.pi) if m.lies is None else np.pi / 2 * m.lies + rng.normal(0.0, 0.2) for m in of]
     error = 0.10 / np.maximum(dolp, 0.02) * rng.normal(0.0, 1.0, dolp.shape)
-    return (np.array(own)[region] + error).astype(np.float32)
+    angles: Map = (np.array(own)[region] + error).astype(np.float32)
+    return angles
 
 
 def write_scene(folder: Path, name: str, rng: np.random.Generator) -> None:
