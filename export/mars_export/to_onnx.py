@@ -3,16 +3,18 @@
 Axes: N experts, K experts that run, M modalities.
 Design decision: one graph with an `If` per modality and per expert. onnxruntime runs only the branch that is
 taken, so a missing sensor's encoder and an expert that is not chosen cost nothing, and one session owns one
-thread pool. Weights live inside the branches that use them.
-Source: ONNX operator `If` (opset 20), QuantizeLinear/DequantizeLinear; quantization formats of onnxruntime,
-https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+thread pool. Weights live inside the branches that use them. Between the pieces everything is float32, whatever
+the pieces compute with: cached features, the gates and the experts' sum are the same in every precision.
+Source: ONNX operator `If`; opsets, IR versions and the onnxruntime that first had them (opset 18: 1.14, 19: 1.15,
+20: 1.17), https://onnxruntime.ai/docs/reference/compatibility.html
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -22,11 +24,12 @@ from torch import nn
 
 from mars_edge.errors import UsageError
 from mars_export.hush import hushed
+from mars_export.onnx_precision import Weights, set_weights, to_half
 from mars_export.pieces import Examples
 
 OPSET = 20
-# The IR version that introduced nothing beyond what opset 20 needs; newer ones shut out older onnxruntimes.
-_IR_VERSION = 9
+OPSETS = (18, 19, 20)
+Precision = Literal["int8", "fp16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Layout:
     Attributes:
         modalities: in fusion order.
         active_experts: K.
+        classes: axis 1 of the head's output; its further axes are the head's own.
     """
 
     modalities: tuple[str, ...]
@@ -75,32 +79,64 @@ class _SideBySide(nn.Module):
         return tuple(outputs)
 
 
-def export_pieces(pieces: Mapping[str, nn.Module], examples: Examples) -> dict[str, ModelProto]:
-    """Each piece as a model of its own, static batch 1, opset 20; int8 pieces keep their trained scales.
+def lower(
+    pieces: Mapping[str, nn.Module],
+    examples: Examples,
+    *,
+    precision: Precision,
+    weights: Weights = "uint8",
+    opset: int = OPSET,
+) -> dict[str, ModelProto]:
+    """Each piece as a model of its own, in the numbers it will be stored and computed in; ready for `assemble`.
+
+    Args:
+        pieces: converted for int8, folded float32 for fp16 and fp32.
+        examples: batch 1.
+        weights: how trained int8 is written; see `onnx_precision.set_weights`. Nothing to fp16 and fp32.
+        opset: of `OPSETS`.
+
+    Raises:
+        UsageError: unknown precision, weights or opset, or a weight is beyond float16's range.
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision {precision!r} is unknown; allowed: {', '.join(get_args(Precision))}")
+    models = export_pieces(pieces, examples, opset=opset)
+    for model in models.values():
+        if precision == "int8":
+            set_weights(model, weights)
+        elif precision == "fp16":
+            to_half(model)
+    return models
+
+
+def export_pieces(pieces: Mapping[str, nn.Module], examples: Examples, *, opset: int = OPSET) -> dict[str, ModelProto]:
+    """Each piece as a model of its own, static batch 1; int8 pieces keep their trained scales.
 
     All are exported in one pass, because a pass costs 3 s however small its graph, and then cut apart.
+
+    Raises:
+        UsageError: an opset outside `OPSETS`.
     """
-    inputs = [f"{method}.in{i}" for method in pieces for i in range(len(examples[method]))]
-    outputs = {method: 2 if method == "route" else 1 for method in pieces}
-    names = [f"{method}.out{i}" for method, count in outputs.items() for i in range(count)]
+    if opset not in OPSETS:
+        raise UsageError(f"opset is {opset}; allowed: {', '.join(map(str, OPSETS))}")
+    inputs = {method: [f"{method}.in{i}" for i in range(len(examples[method]))] for method in pieces}
+    outputs = {method: [f"{method}.out{i}" for i in range(2 if method == "route" else 1)] for method in pieces}
     flat = tuple(x for method in pieces for x in examples[method])
     with hushed(), torch.no_grad():
         program = torch.export.export(_SideBySide(pieces, examples).eval(), flat)
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=names, verbose=False
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[name for names in inputs.values() for name in names],
+            output_names=[name for names in outputs.values() for name in names],
+            verbose=False,
         )
     assert exported is not None
     whole = exported.model_proto
     if whole.functions:
         whole = onnx.inliner.inline_local_functions(whole)
-    return {
-        method: cut(
-            whole,
-            [f"{method}.in{i}" for i in range(len(examples[method]))],
-            [f"{method}.out{i}" for i in range(count)],
-        )
-        for method, count in outputs.items()
-    }
+    return {method: cut(whole, inputs[method], outputs[method]) for method in pieces}
 
 
 def cut(whole: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
@@ -129,7 +165,15 @@ def cut(whole: ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> Mod
         [values[name] for name in outputs],
         [t for t in graph.initializer if t.name in needed],
     )
-    return helper.make_model(part, opset_imports=whole.opset_import, ir_version=_IR_VERSION)
+    return _with_opset_of(whole, part)
+
+
+def _with_opset_of(like: ModelProto, graph: GraphProto, **fields: str) -> ModelProto:
+    """A model in the oldest IR version that has its opset; newer ones shut out older runtimes."""
+    opsets = [opset for opset in like.opset_import if opset.domain == ""]
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=int(helper.find_min_ir_version_for(opsets)), **fields
+    )
 
 
 def _bare(node: NodeProto) -> NodeProto:
@@ -142,33 +186,8 @@ def _bare(node: NodeProto) -> NodeProto:
 
 
 def to_unsigned(model: ModelProto) -> None:
-    """Rewrites every int8 quantizer, in place, as uint8 with 128 added to its zero point and its weights.
-
-    The real values are the same. onnxruntime's x86 kernels without VNNI add pairs of u8 x s8 products in
-    16 bits and saturate; with both sides unsigned they do not.
-    """
-    constants = {n.output[0]: n for n in model.graph.node if n.op_type == "Constant"}
-    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in constants.values()):
-        raise UsageError("constants cannot be quantizers")
-    initializers = {t.name: t for t in model.graph.initializer}
-    for name, tensor in initializers.items():
-        if tensor.data_type == TensorProto.INT8:
-            shifted = (numpy_helper.to_array(tensor).astype(np.int16) + 128).astype(np.uint8)
-            tensor.CopyFrom(numpy_helper.from_array(shifted, name))
-    for node in constants.values():
-        for attribute in node.attribute:
-            if attribute.name == "value" and attribute.t.data_type == TensorProto.INT8:
-                shifted = (numpy_helper.to_array(attribute.t).astype(np.int16) + 128).astype(np.uint8)
-                attribute.t.CopyFrom(numpy_helper.from_array(shifted, attribute.t.name))
-    _require_zero_points(model.graph.node)
-    del model.graph.value_info[:]
-
-
-def _require_zero_points(nodes: Iterable[NodeProto]) -> None:
-    # Without a zero point the type of QuantizeLinear's output is uint8 with zero 0, not int8 shifted by 128.
-    for node in nodes:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) < 3:
-            raise UsageError(f"quantizer {node.name!r} has no zero point: it cannot be made unsigned")
+    """See `onnx_precision.set_weights`, form "uint8"."""
+    set_weights(model, "uint8")
 
 
 def fragment(model: ModelProto, method: str, inputs: Sequence[str]) -> Fragment:
@@ -189,8 +208,11 @@ def fragment(model: ModelProto, method: str, inputs: Sequence[str]) -> Fragment:
 def assemble(layout: Layout, models: Mapping[str, ModelProto], manifest: str) -> ModelProto:
     """The whole decision as one checked graph; `models` by method name.
 
-    Inputs, in this order, for each modality m: x_m, fresh_m (bool, scalar), feature_m. Outputs: logits,
-    router_logits, then f_m for each modality.
+    Inputs, in this order, for each modality m: x_m, fresh_m (bool, scalar), feature_m. Outputs: logits, of the
+    shape the head gives, router_logits, then f_m for each modality. All but fresh_m are float32.
+
+    Raises:
+        UsageError: the head gives another number of classes.
     """
     nodes: list[NodeProto] = []
     initializers: list[TensorProto] = []
@@ -202,9 +224,7 @@ def assemble(layout: Layout, models: Mapping[str, ModelProto], manifest: str) ->
     nodes += [*route.nodes, helper.make_node("Identity", [router_logits], ["router_logits"])]
     initializers += route.initializers
     nodes += _gates(layout, initializers)
-    terms = [
-        _expert_branch(i, fragment(models[f"expert_{i}"], f"expert_{i}", [z]), layout) for i in range(layout.experts)
-    ]
+    terms = _expert_branches(layout, models, z, initializers)
     nodes += terms
     summed = [node.output[0] for node in terms]
     if layout.shared_expert:
@@ -215,14 +235,21 @@ def assemble(layout: Layout, models: Mapping[str, ModelProto], manifest: str) ->
     head = fragment(models["head"], "head", ["combined"])
     nodes += [*head.nodes, helper.make_node("Identity", [head.outputs[0]], ["logits"])]
     initializers += head.initializers
-    graph = helper.make_graph(nodes, "mars_edge", _inputs(layout), _outputs(layout), initializers)
-    return _model(graph, manifest)
+    outputs = _outputs(layout, _logits_shape(models["head"], layout.classes))
+    graph = helper.make_graph(nodes, "mars_edge", _inputs(layout), outputs, initializers)
+    return _model(graph, models["head"], manifest)
 
 
-def _model(graph: GraphProto, manifest: str) -> ModelProto:
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="mars-edge", ir_version=_IR_VERSION
-    )
+def _logits_shape(head: ModelProto, classes: int) -> tuple[int, ...]:
+    """(1, classes), or (1, classes, H, W) for a segmentation, as the head declares it."""
+    shape = tuple(axis.dim_value for axis in head.graph.output[0].type.tensor_type.shape.dim)
+    if shape[:2] != (1, classes):
+        raise UsageError(f"the head gives {shape}, expected (1, {classes}) or (1, {classes}, H, W)")
+    return shape
+
+
+def _model(graph: GraphProto, like: ModelProto, manifest: str) -> ModelProto:
+    model = _with_opset_of(like, graph, producer_name="mars-edge")
     helper.set_model_props(model, {"manifest": manifest})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -244,9 +271,9 @@ def _inputs(layout: Layout) -> list[ValueInfoProto]:
     return values
 
 
-def _outputs(layout: Layout) -> list[ValueInfoProto]:
+def _outputs(layout: Layout, logits: Sequence[int]) -> list[ValueInfoProto]:
     features = [_float(f"f_{name}", layout.features[name]) for name in layout.modalities]
-    return [_float("logits", (1, layout.classes)), _float("router_logits", (1, layout.experts)), *features]
+    return [_float("logits", logits), _float("router_logits", (1, layout.experts)), *features]
 
 
 def _float(name: str, shape: Sequence[int]) -> ValueInfoProto:
@@ -300,9 +327,20 @@ def _gates(layout: Layout, initializers: list[TensorProto]) -> list[NodeProto]:
     return nodes
 
 
-def _expert_branch(i: int, piece: Fragment, layout: Layout) -> NodeProto:
-    """If(selected_i) gate_i * expert_i(z) else zeros."""
-    weighted, zeros, size = f"expert_{i}/weighted", f"expert_{i}/zeros", f"expert_{i}/size"
+def _expert_branches(
+    layout: Layout, models: Mapping[str, ModelProto], z: str, initializers: list[TensorProto]
+) -> list[NodeProto]:
+    """Per expert If(selected_i) gate_i * expert_i(z) else zeros."""
+    size = numpy_helper.from_array(np.array(layout.expert_output, np.int64), "experts/size")
+    initializers.append(size)
+    return [
+        _expert_branch(i, fragment(models[f"expert_{i}"], f"expert_{i}", [z]), layout, size.name)
+        for i in range(layout.experts)
+    ]
+
+
+def _expert_branch(i: int, piece: Fragment, layout: Layout, size: str) -> NodeProto:
+    weighted, zeros = f"expert_{i}/weighted", f"expert_{i}/zeros"
     then_branch = helper.make_graph(
         [*piece.nodes, helper.make_node("Mul", [piece.outputs[0], f"gate_{i}"], [weighted])],
         f"expert_{i}",
@@ -311,11 +349,7 @@ def _expert_branch(i: int, piece: Fragment, layout: Layout) -> NodeProto:
         piece.initializers,
     )
     else_branch = helper.make_graph(
-        [helper.make_node("ConstantOfShape", [size], [zeros])],
-        f"skip_{i}",
-        [],
-        [_float(zeros, layout.expert_output)],
-        [numpy_helper.from_array(np.array(layout.expert_output, np.int64), size)],
+        [helper.make_node("ConstantOfShape", [size], [zeros])], f"skip_{i}", [], [_float(zeros, layout.expert_output)]
     )
     return helper.make_node(
         "If", [f"selected_{i}"], [f"term_{i}"], name=f"expert_{i}", then_branch=then_branch, else_branch=else_branch
