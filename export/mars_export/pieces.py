@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mars_edge.errors import UsageError
+from mars_export.fold import fold_batch_norms
 from mars_training.model.mars import DeployedMars
 
 Examples = dict[str, tuple[Tensor, ...]]
@@ -24,9 +23,13 @@ _LARGEST_BATCH = 1 << 20
 
 
 class Piece(nn.Module):
-    """A traced piece that behaves the same in training and evaluation mode.
+    """A traced piece; the modes differ only in that evaluation moves no range.
 
-    A traced graph refuses `train()`; without batch norm or dropout there is nothing to switch.
+    A traced graph refuses `train()`; without batch norm or dropout there is nothing to switch but its observers:
+    what validation scores must not teach them.
+
+    Attributes:
+        ranges_frozen: training moves no range either.
     """
 
     # Not "graph": exporting a Piece again would look its weights up in GraphModule.graph.
@@ -34,13 +37,21 @@ class Piece(nn.Module):
     def __init__(self, traced: nn.Module) -> None:
         super().__init__()
         self.traced = traced
+        self.ranges_frozen = False
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.traced(*inputs)
 
     def train(self, mode: bool = True) -> Piece:
         self.training = mode
+        for observer in range_observers(self.traced):
+            observer.enable_observer(mode and not self.ranges_frozen)
         return self
+
+
+def range_observers(traced: nn.Module) -> list[Any]:
+    """The quantizers of a prepared piece that learn an activation's range; a converted piece has none."""
+    return [m for m in traced.modules() if type(m).__name__ == "FusedMovingAvgObsFakeQuantize"]
 
 
 def pieces_of(deployed: DeployedMars) -> dict[str, nn.Module]:
@@ -78,35 +89,6 @@ def example_inputs(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]
             examples[method] = (torch.zeros_like(z),)
     examples["head"] = (torch.zeros_like(expert_output),)
     return examples
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Folds every batch norm that follows a convolution in an `nn.Sequential` into it, in place.
-
-    The module is left in evaluation mode and computes what it computed in evaluation mode before.
-
-    Raises:
-        UsageError: a batch norm has no convolution right before it.
-    """
-    module.eval()
-    # The pieces train channels-last; lowering refuses such constants. `contiguous()` would keep the strides of
-    # a weight with one channel, which are both.
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    for child in module.modules():
-        if isinstance(child, nn.Sequential):
-            _fold_sequential(child)
-    left = [name for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
-    if left:
-        raise UsageError(f"batch norm {left[0]!r} does not follow a convolution in a Sequential: it cannot be folded")
-
-
-def _fold_sequential(block: nn.Sequential) -> None:
-    for i in range(1, len(block)):
-        convolution, norm = block[i - 1], block[i]
-        if isinstance(convolution, nn.Conv1d | nn.Conv2d) and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            block[i - 1] = fuse_conv_bn_eval(convolution, norm)
-            block[i] = nn.Identity()
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

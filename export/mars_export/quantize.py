@@ -1,156 +1,66 @@
-"""Quantization-aware training, one piece of the deployed model at a time.
+"""Quantization of a trained model: ranges from the training split, then training with quantizers in place.
 
-Axes: B batch, C channels, H height, W width, N experts.
-Design decision: QAT is the training recipe with another model inside. Every piece (encoder, route, expert,
-head) is exported and prepared on its own, put back into the training model, and trained by the same `fit`.
-Batch norms are folded into their convolutions *before* that, with the trained statistics: the pieces then
-have no mode, so preparing and converting take 0.3 s a piece instead of 18 s (torchao matches 96 traced
-conv-bn patterns per piece), and a step needs no second normalisation pass.
-Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", arXiv 1806.08342,
-section 3.2 (fold and freeze batch norms; per-channel weights).
+Axes: B batch.
+Design decision: quantization-aware training is the training recipe with another model inside, another schedule and,
+where it learns from the float model, another `Update`; the loop is `fit`. What it starts from, which is post-training
+quantization, is one of the candidates that validation chooses among: training on never makes an artifact worse there.
+Ranges are learned from training samples alone; scoring moves none.
+Source: Krishnamoorthi, arXiv 1806.08342, sections 3.1 (ranges) and 3.2 (training).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mars_edge.errors import UsageError
-from mars_export.hush import hushed
-from mars_export.pieces import (
-    Piece,
-    example_inputs,
-    fold_batch_norms,
-    one_dequantizer_each,
-    pieces_of,
-    replace_piece,
-    trace,
+from mars_export.distill import distilling, frozen_copy
+from mars_export.fake_quantize import LinearRouter as LinearRouter
+from mars_export.fake_quantize import (
+    average_ranges,
+    freeze_observers,
+    freeze_ranges,
+    make_traceable,
+    prepare,
+    track_ranges,
 )
-from mars_training.data.split import Data, Split
-from mars_training.model.mars import DeployedMars, RouteStage, TrainingMars
-from mars_training.model.routers import FeatureRouter
+from mars_export.fold import fold_batch_norms as fold_batch_norms
+from mars_export.hush import hushed
+from mars_export.pieces import Piece, one_dequantizer_each, pieces_of, replace_piece
+from mars_training.data.split import Data, Source, Split
+from mars_training.epoch import StepReport
+from mars_training.evaluate import mean_error, score_subsets
+from mars_training.methods.step import own_partial
+from mars_training.model.mars import DeployedMars, TrainingMars
+from mars_training.model.rows import encode_rows
 from mars_training.recipe import Recipe
 from mars_training.sampling import MaskSampler
-from mars_training.train import EpochReport, Hooks, TrainingModel, fit
+from mars_training.train import EpochReport, Hooks, NotFiniteError, fit, update_for
 
-# The router (10,000 of 50 million multiplications) stays float32. In int8 the logits of close experts tie, and a
-# difference of one step anywhere before them picks other experts in one of twenty samples.
-_FLOAT_LAYERS = ("router",)
-_OBSERVED_BATCHES = 8
-# XNNPACK's own bound: smaller scales lose precision in its requantization.
-_LEAST_WEIGHT_SCALE = 2.0**-12
+# Raised when equal settings no longer give equal pieces.
+_REVISION = 2
+_OBSERVED_ROWS = 1024
 
 
-class LinearRouter(nn.Module):
-    """A feature router without batch norm as two linear layers on the pooled z; the same logits (B, N).
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A converted model and how it came about.
 
-    In float32 behind an int8 map that is an output too, XNNPACK (executorch 1.5.1) lowers the router's 1 x 1
-    convolutions to a delegate that fails at run time: "Propagating input shapes failed".
+    Attributes:
+        epoch: the epoch of quantization-aware training whose weights these are; 0 for post-training quantization.
+        errors: mean validation error of what was chosen among, by epoch from 0; empty if there was no choice.
+        notes: what had to be done differently, a line each.
     """
 
-    def __init__(self, router: FeatureRouter) -> None:
-        super().__init__()
-        self.hidden = _as_linear(router.hidden[0])
-        self.out = _as_linear(router.out)
-
-    def forward(self, z: Tensor) -> Tensor:
-        logits: Tensor = self.out(torch.relu(self.hidden(z.mean((2, 3)))))
-        return logits
-
-
-def _as_linear(layer: nn.Module) -> nn.Linear:
-    assert isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.bias is not None
-    linear = nn.Linear(layer.in_channels, layer.out_channels)
-    linear.weight.data = layer.weight.data.flatten(1).clone()
-    linear.bias.data = layer.bias.data.clone()
-    return linear
-
-
-def prepare(deployed: DeployedMars, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Replaces every piece by its fake-quantized form, in place: int8, weights per channel, boundaries float32.
-
-    Raises:
-        UsageError: a batch norm cannot be folded, or a piece has dropout (a traced piece has no modes).
-    """
-    fold_batch_norms(deployed)
-    if isinstance(deployed.route_stage, RouteStage) and isinstance(deployed.route_stage.router, FeatureRouter):
-        deployed.route_stage.router = LinearRouter(deployed.route_stage.router)
-    dropouts = [name for name, m in deployed.named_modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    if dropouts:
-        raise UsageError(f"piece has dropout {dropouts[0]!r}: quantization-aware training cannot switch it off")
-    # Two samples: torch.export takes a dimension of size 1 for a constant.
-    examples = example_inputs(deployed, shapes, batch=2)
-    # An expert that no row is dispatched to would observe no range.
-    deployed.always_dense = True
-    for method, module in pieces_of(deployed).items():
-        replace_piece(deployed, method, Piece(_prepare_piece(module, examples[method])))
-
-
-def _prepare_piece(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    with hushed():
-        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-            XNNPACKQuantizer,
-            get_symmetric_quantization_config,
-        )
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
-
-        config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True)
-        quantizer = XNNPACKQuantizer().set_global(dataclasses.replace(config, weight=_exact_weights(config.weight)))
-        # Four of its patterns look for batch norms, 4 s per piece; there are none left.
-        quantizer.SUPPORTED_PATTERNS = [p for p in quantizer.SUPPORTED_PATTERNS if "bn" not in p.name]
-        _leave_float(quantizer)
-        prepared: nn.Module = prepare_qat_pt2e(trace(module.train(), example).module(), quantizer)
-    return prepared
-
-
-def _exact_weights(spec: Any) -> Any:
-    """The weight quantizer with scales that are the same in training and after conversion.
-
-    The default one trains with the scales of its fused kernel (largest weight / 127 or / 128) but converts with
-    its observer's (/ 127.5): up to four output steps apart after two layers.
-    """
-    from torchao.quantization.pt2e import FakeQuantize, MovingAveragePerChannelMinMaxObserver
-
-    # averaging_constant 1: the range is that of the weights as they are, not of an average over steps.
-    quantizer = FakeQuantize.with_args(
-        observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0, eps=_LEAST_WEIGHT_SCALE
-    )
-    return dataclasses.replace(spec, observer_or_fake_quant_ctr=quantizer)
-
-
-def _leave_float(quantizer: Any) -> None:
-    """Makes `quantizer` skip every operation inside `_FLOAT_LAYERS`."""
-    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-
-    # `set_module_name(name, None)` is not supported, and shared-scale operations are annotated past it.
-    annotate = quantizer.annotate
-
-    def annotate_others(model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        annotate(model)
-        for node in model.graph.nodes:
-            inside = {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
-            if inside & set(_FLOAT_LAYERS):
-                node.meta.pop(Q_ANNOTATION_KEY, None)
-        return model
-
-    quantizer.annotate = annotate_others
-
-
-def freeze_observers(deployed: DeployedMars) -> None:
-    """Stops every range observer: scales and zero points stay as they are from here on."""
-    deployed.apply(_disable_observer())
-
-
-def _disable_observer() -> Callable[[nn.Module], None]:
-    with hushed():
-        from torchao.quantization.pt2e import disable_observer
-    disable: Callable[[nn.Module], None] = disable_observer
-    return disable
+    deployed: DeployedMars
+    epoch: int
+    errors: tuple[float, ...]
+    notes: tuple[str, ...]
 
 
 def convert(prepared: DeployedMars) -> DeployedMars:
@@ -165,51 +75,185 @@ def convert(prepared: DeployedMars) -> DeployedMars:
     return converted
 
 
-def quantization_schedule(recipe: Recipe) -> Recipe:
-    """The training recipe with the schedule of quantization-aware training."""
+def settings(recipe: Recipe, *, ptq: bool = False, float_layers: Sequence[str] = ()) -> dict[str, Any]:
+    """All that decides the pieces beside weights, data and seed, as JSON types: equal settings give equal pieces."""
+    export, layers = recipe.export, sorted({*recipe.export.float_layers, *float_layers})
+    common: dict[str, Any] = {"revision": _REVISION, "observed_rows": _OBSERVED_ROWS, "float_layers": layers}
+    if ptq or not export.qat_epochs:
+        return common | {"epochs": 0}
+    return common | {
+        "epochs": export.qat_epochs,
+        "rate": export.qat_rate,
+        "warmup": export.qat_warmup,
+        "freeze": export.qat_freeze,
+        "distill": export.qat_distill,
+        "temperature": recipe.loss.distill_temperature,
+    }
+
+
+def quantization_schedule(recipe: Recipe, source: Source | None = None) -> Recipe:
+    """The training recipe with the schedule of quantization-aware training.
+
+    A piece is traced for samples of one size: where training cuts crops, this sees whole samples of `source`, as many
+    pixels per step.
+    """
     export = recipe.export
     schedule = dataclasses.replace(
         recipe.schedule,
         epochs=export.qat_epochs,
         rate=recipe.schedule.rate * export.qat_rate,
         schedule="cosine",
-        warmup_epochs=0.0,
-        validate_every=max(export.qat_epochs, 1),
+        warmup_epochs=export.qat_warmup * export.qat_epochs,
+        # Batch norms are folded: decay would no longer leave what a layer computes alone.
+        weight_decay=0.0,
+        validate_every=1,
+        select_from=0.0,
+        patience=0,
         precision="fp32",
+        batch_size=_batch_size(recipe, source),
     )
-    return dataclasses.replace(recipe, schedule=schedule, loss=dataclasses.replace(recipe.loss, imitate_start=0))
+    return dataclasses.replace(
+        recipe,
+        schedule=schedule,
+        loss=dataclasses.replace(recipe.loss, imitate_start=0),
+        augment=dataclasses.replace(recipe.augment, crop_px=0),
+    )
+
+
+def _batch_size(recipe: Recipe, source: Source | None) -> int:
+    whole, side = recipe.schedule.batch_size, recipe.augment.crop_px
+    if not side or source is None:
+        return whole
+    pixels = max(m.shape[-1] * m.shape[-2] for m in source.modalities if m.kind == "image")
+    # A modality that one row alone has is run without observing it.
+    return max(2, min(whole, whole * side * side // pixels))
 
 
 def quantize(
-    model: TrainingMars, data: Data, recipe: Recipe, *, seed: int, report: Callable[[EpochReport], None]
+    model: TrainingMars,
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int,
+    report: Callable[[EpochReport], None],
+    ptq: bool = False,
+    float_layers: Sequence[str] = (),
 ) -> DeployedMars:
-    """The converted deployed model after quantization-aware training of `model`, which is changed in place.
+    """The deployed model of `quantized`."""
+    return quantized(model, data, recipe, seed=seed, report=report, ptq=ptq, float_layers=float_layers).deployed
 
-    Ranges are observed on training samples alone: the last epoch, at whose end validation is scored, keeps
-    the ranges it began with.
+
+def quantized(
+    model: TrainingMars,
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int,
+    report: Callable[[EpochReport], None] = lambda epoch: None,
+    ptq: bool = False,
+    float_layers: Sequence[str] = (),
+) -> Quantized:
+    """The converted deployed model, of the candidate with the least validation error; `model` is changed in place.
+
+    Candidates are post-training quantization and the epochs of quantization-aware training; of equal ones the
+    first. Equal arguments give equal pieces.
+
+    Args:
+        ptq: post-training quantization only: ranges are observed, nothing is trained or scored.
+        float_layers: stay float32, beside those of the recipe ("METHOD/MODULE.PATH").
+
+    Raises:
+        UsageError: a layer is unknown, a batch norm cannot be folded, or training diverged.
     """
-    prepare(model.deployed, {m.name: m.shape for m in data.source.modalities})
+    notes = make_traceable(model.deployed)
+    trains = not ptq and recipe.export.qat_epochs > 0
+    teacher = frozen_copy(model) if trains and recipe.export.qat_distill else None
+    shapes = {m.name: m.shape for m in data.source.modalities}
+    notes += prepare(model.deployed, shapes, float_layers=(*recipe.export.float_layers, *float_layers))
     torch.manual_seed(seed)
-    _observe(model, data.train, recipe.schedule.batch_size)
-    epochs = recipe.export.qat_epochs
-
-    def before_epoch(trained: TrainingModel, epoch: int) -> None:
-        if epoch == epochs - 1:
-            trained.apply(_disable_observer())
-
-    if epochs:
-        hooks = Hooks(before_epoch=before_epoch, after_epoch=report)
-        fit(model, data, quantization_schedule(recipe), seed=seed, hooks=hooks)
+    observe(model.deployed, data.train, recipe)
+    best = _Best(model, _error(model, data, recipe)) if trains else None
+    if best is not None:
+        _train(model, teacher, data, recipe, seed, best, report)
+        model.load_state_dict(best.state)
     freeze_observers(model.deployed)
-    return convert(model.deployed)
+    chosen, errors = (best.epoch, tuple(best.errors)) if best is not None else (0, ())
+    return Quantized(deployed=convert(model.deployed), epoch=chosen, errors=errors, notes=notes)
+
+
+class _Best:
+    """The candidate of least validation error so far, with its weights and ranges."""
+
+    def __init__(self, model: TrainingMars, error: float) -> None:
+        self.errors = [error]
+        self._keep(model)
+
+    def offer(self, model: TrainingMars, error: float) -> None:
+        """Take the model as the next epoch."""
+        better = error < min(self.errors)
+        self.errors.append(error)
+        if better:
+            self._keep(model)
+
+    def _keep(self, model: TrainingMars) -> None:
+        self.epoch = len(self.errors) - 1
+        self.state = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def _error(model: TrainingMars, data: Data, recipe: Recipe) -> float:
+    always = recipe.data.always_present
+    return mean_error(score_subsets(model.deployed, data.validation, data.source, always_present=always))
+
+
+def _train(
+    model: TrainingMars,
+    teacher: TrainingMars | None,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    best: _Best,
+    report: Callable[[EpochReport], None],
+) -> None:
+    # The feature router has learned to route long ago.
+    model.router_warmup = 0
+    track_ranges(model.deployed)
+    schedule = quantization_schedule(recipe, data.source)
+    freeze_from = recipe.export.qat_freeze * recipe.export.qat_epochs
+
+    def after_step(step: StepReport) -> None:
+        if step.epoch + step.step / step.steps >= freeze_from:
+            freeze_ranges(model.deployed)
+
+    def after_epoch(epoch: EpochReport) -> None:
+        best.offer(model, epoch.validation_error)
+        report(epoch)
+
+    update = update_for(model, schedule)
+    if teacher is not None:
+        update = distilling(update, model, teacher, schedule)
+    try:
+        hooks = Hooks(after_step=after_step, after_epoch=after_epoch)
+        fit(model, data, schedule, seed=seed, hooks=hooks, update=update)
+    except NotFiniteError as error:
+        raise UsageError(
+            f"quantization-aware training diverged ({error}); lower export.qat_rate, "
+            f"which is {recipe.export.qat_rate}, or set export.qat_epochs to 0"
+        ) from error
 
 
 @torch.no_grad()
-def _observe(model: TrainingMars, train: Split, batch_size: int) -> None:
-    """Gives every observer its first ranges, before any gradient sees a quantizer."""
-    model.train()
-    sampler = MaskSampler(model.deployed.modalities, start=1, tau=1.0, floor=0.0)
-    order = torch.randperm(len(train))[: _OBSERVED_BATCHES * batch_size]
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        model(train.batch(indices), sampler.masks(sampler.draw(len(indices))))
+def observe(deployed: DeployedMars, train: Split, recipe: Recipe) -> None:
+    """Gives every observer its range: the mean over batches of training rows, complete and incomplete as a device sees.
+
+    A row that lacks a modality does not enter that modality's ranges.
+    """
+    deployed.train()
+    sampler = MaskSampler(deployed.modalities, start=1, tau=1.0, floor=0.0, always_present=recipe.data.always_present)
+    rows = torch.randperm(len(train))[:_OBSERVED_ROWS]
+    for number, indices in enumerate(torch.split(rows, max(recipe.schedule.batch_size, 2))):
+        average_ranges(deployed, number)
+        present = train.presence[indices]
+        features = encode_rows(deployed.encoders, train.batch(indices), present)
+        partial = own_partial(sampler.masks(sampler.draw(len(indices))), present)
+        deployed.classify([torch.cat([f, f]) for f in features], torch.cat([present, partial]))
+    deployed.eval()

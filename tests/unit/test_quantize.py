@@ -42,27 +42,12 @@ def test_folding_keeps_every_output_and_leaves_no_batch_norm() -> None:
     torch.testing.assert_close(folded(inputs, EVERYTHING), deployed(inputs, EVERYTHING), rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_norm_without_a_convolution_before_it_is_refused() -> None:
-    block = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
-    with pytest.raises(UsageError) as caught:
-        pieces.fold_batch_norms(block)
-    assert str(caught.value) == "batch norm '1' does not follow a convolution in a Sequential: it cannot be folded"
-
-
 def test_folded_weights_have_plain_strides() -> None:
     # A (4, 1, 3, 3) weight is contiguous in both memory formats; lowering reads its strides.
     folded = pieces.float_pieces(model().deployed)
     for name, weight in folded.named_parameters():
         expected = torch.empty(weight.shape).stride()
         assert weight.stride() == expected, name
-
-
-def test_dropout_in_a_piece_is_refused() -> None:
-    deployed = model().deployed
-    deployed.head = nn.Sequential(nn.Dropout(0.5), deployed.head)
-    with pytest.raises(UsageError) as caught:
-        quantize.prepare(deployed, SHAPES)
-    assert str(caught.value) == "piece has dropout 'head.0': quantization-aware training cannot switch it off"
 
 
 def test_conversion_answers_exactly_as_the_fake_quantized_model(

@@ -42,7 +42,7 @@ Schedule = Literal["cosine", "step", "poly"]
 _SEVERAL_MASKS = ("mars", "moe", "modality_dropout")
 SplitName = Literal["train", "validation", "test"]
 Precision = Literal["fp32", "bf16", "auto"]
-Threshold = Literal["equal_error", "bpcer", "argmax"]
+Threshold = Literal["equal_error", "bpcer", "apcer", "argmax"]
 OnMissing = Literal["continue", "abstain", "fail_closed"]
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -329,17 +329,39 @@ class ExportRecipe:
     """How a run becomes an artifact, and what the artifact may decide."""
 
     qat_epochs: Whole = 2
-    """Epochs of quantization-aware training; 0 only observes ranges (post-training quantization)."""
+    """Most epochs of quantization-aware training: validation keeps the best of them and of the start; 0 only observes
+    ranges (post-training quantization)."""
     qat_rate: PositiveShare = 0.1
-    """Share of `schedule.rate` that quantization-aware training starts at."""
+    """Share of `schedule.rate` that quantization-aware training rises to; it falls as a cosine from there."""
+    qat_warmup: ShareBelowOne = 0.1
+    """Share of the quantization-aware epochs in which the rate rises."""
+    qat_freeze: Share = 0.5
+    """Share of the quantization-aware epochs after which the ranges of activations stay as they are."""
+    qat_distill: Share = 0.5
+    """Share of the quantization-aware loss that is the distance from the float model's class probabilities, at
+    `loss.distill_temperature`; the rest is the recipe's own loss."""
+    float_layers: tuple[str, ...] = ()
+    """Layers that stay float32 in int8 artifacts: METHOD/MODULE.PATH, as in "encode_rgb/stack.0.0", or METHOD."""
     threshold: Threshold = "equal_error"
     """Live/spoof tasks: how the threshold is picked on validation; "argmax" keeps probability 0.5."""
     bpcer_target: InnerShare = 0.01
     """For threshold = "bpcer": the share of bona fide presentations that may be rejected."""
+    apcer_target: InnerShare = 0.05
+    """For threshold = "apcer": the share of the worst attack species that may be accepted."""
+    apcer_bounded: bool = False
+    """The 95 % upper bound on validation must meet `apcer_target`, not only the share that was counted there."""
+    temperature: bool = True
+    """Divide the logits of each subset by one number fitted on validation, so that scores are probabilities."""
     certify_max_error: Share = 1.0
     """A subset is certified when the 95 % upper bound of its test error is at most this (1 certifies all)."""
+    certify_max_apcer: Share = 1.0
+    """Live/spoof: and when that of every attack species is at most this, with all species bounded at once."""
+    certify_max_bpcer: Share = 1.0
+    """Live/spoof: and when that of the rejected bona fide presentations is at most this."""
     certify_min_samples: Count = 100
-    """Fewer test samples certify nothing."""
+    """Fewer test samples certify nothing; live/spoof: of the smaller class."""
+    certify_min_per_species: Count = 1
+    """Live/spoof: fewer test samples of any attack species certify nothing."""
     require: tuple[str, ...] = ()
     on_missing: OnMissing = "continue"
     masking_faults: tuple[str, ...] = ()
