@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from mars_edge.errors import ParityError, UsageError
 
@@ -36,9 +36,10 @@ def set_weights(model: ModelProto, form: Weights) -> None:
     if form not in WEIGHTS:
         raise UsageError(f"weights {form!r} are unknown; allowed: {', '.join(WEIGHTS)}")
     if form == "uint8":
-        rewrite(model, activations=shifted, weights=shifted)
+        rewrite(model.graph, activations=shifted, weights=shifted)
     elif form == "int8-7bit":
-        rewrite(model, weights=halved)
+        rewrite(model.graph, weights=halved)
+    del model.graph.value_info[:]
 
 
 Rewrite = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -56,29 +57,28 @@ def halved(quantizer: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return quantizer | {"values": values, "scale": quantizer["scale"] * np.float32(2.0)}
 
 
-def rewrite(model: ModelProto, *, activations: Rewrite | None = None, weights: Rewrite | None = None) -> None:
-    """Gives every int8 quantizer of a flat graph the constants that its rewrite makes, in place.
+def rewrite(graph: GraphProto, *, activations: Rewrite | None = None, weights: Rewrite | None = None) -> None:
+    """Gives every 8-bit quantizer of a graph the constants that its rewrite makes, in place; branches stay as they are.
 
     A rewrite maps {"scale", "zero"} of an activation, and {"values", "scale", "zero"} of a weight.
 
     Raises:
         UsageError: a quantizer has no zero point, so that its type would not change with it.
     """
-    lift_constants(model)
-    constants = {t.name: t for t in model.graph.initializer}
-    for node in _quantizers(model.graph.node):
+    lift_constants(graph)
+    constants = {t.name: t for t in graph.initializer}
+    for node in _quantizers(graph.node):
         stored = node.op_type == "DequantizeLinear" and node.input[0] in constants
         change = weights if stored else activations
         if change is None:
             continue
         if len(node.input) < 3:
             raise UsageError(f"quantizer {node.name!r} has no zero point: it cannot be made unsigned")
-        if constants[node.input[2]].data_type == TensorProto.INT8:
+        if constants[node.input[2]].data_type in (TensorProto.INT8, TensorProto.UINT8):
             _replace_constants(node, constants, change, stored=stored)
-    used = {name for node in model.graph.node for name in node.input}
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(t for t in constants.values() if t.name in used)
-    del model.graph.value_info[:]
+    used = {name for node in graph.node for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(t for t in constants.values() if t.name in used)
 
 
 def _quantizers(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
@@ -96,17 +96,17 @@ def _replace_constants(node: NodeProto, constants: dict[str, TensorProto], chang
             node.input[places[key]] = name
 
 
-def lift_constants(model: ModelProto) -> None:
+def lift_constants(graph: GraphProto) -> None:
     """Turns every `Constant` node that holds a tensor into an initializer, in place."""
     kept = []
-    for node in model.graph.node:
+    for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
         if value is None:
             kept.append(node)
         else:
-            model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(value), node.output[0]))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+            graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(value), node.output[0]))
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def to_half(model: ModelProto) -> None:
