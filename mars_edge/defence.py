@@ -88,9 +88,9 @@ def downgrade_risks(manifest: Manifest, *, at_once: int = 1) -> tuple[Downgrade,
     """Every way to cover `at_once` sensors, for `WORST` and for every species, the largest gain first, denial last.
 
     Left out are the ways between two subsets that both may not decide, and a species that only one of two deciding
-    subsets was measured on. The interval of a gain holds with 95 %: each of its two rates is bounded with 97.5 % (exact,
-    Clopper and Pearson 1934; the union bound needs no independence, and both were measured on the same people),
-    and that of `WORST` by as much less as there are species.
+    subsets was measured on. The interval of a gain holds with 95 %: each of its two rates is bounded with 97.5 %
+    (exact, Clopper and Pearson 1934; the union bound needs no independence, and both were measured on the same
+    people), for `WORST` with its share of that for every species.
 
     Raises:
         UsageError: at_once is below 1.
@@ -137,7 +137,7 @@ def _risks(manifest: Manifest, before: str, covered: Sequence[str]) -> Iterator[
     admitted = after is not None and _decides(manifest, after)
     first = manifest.operating_points[before].apcer if decided else {}
     then = manifest.operating_points[after].apcer if after is not None and admitted else {}
-    if not first and not then:
+    if not (decided or admitted) or (decided and not first) or (admitted and not then):
         return
     measured = [
         name for name in _species(manifest) if (name in first or not decided) and (name in then or not admitted)

@@ -8,6 +8,7 @@ anti-spoofing benchmarks is the mean of the pooled attack error and the bona fid
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 
 CALIBRATION_BINS = 15
+# Of the range of the scores: how far a threshold keeps off the score it must accept.
+_CLEARANCE = 1e-6
 _RESAMPLES = 1000
 # Resampled confusion matrices held at once; 101 classes take 82 kB each.
 _RESAMPLES_AT_ONCE = 100
@@ -256,8 +259,7 @@ def spoof_errors(
     """
     _need_scores(scores, live)
     _need_both_classes(live)
-    if species.shape != live.shape:
-        raise UsageError(f"species has shape {species.shape}, expected one per score {live.shape}")
+    _need_species(species, live)
     accepted = scores >= threshold
     attacks = ~live
     per_species = {
@@ -294,7 +296,10 @@ def equal_error_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_])
 
 
 def bpcer_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_], target: float) -> float:
-    """The highest threshold that rejects at most `target` of the bona fide samples.
+    """The highest threshold that rejects at most `target` of the bona fide samples, but for one part in a million.
+
+    That part of the scores' range keeps it off the sample's own score, which another machine's exponential function
+    may round down: the scores of a quantized model tie, and all that share one would be rejected at once.
 
     Raises:
         UsageError: a score is not finite, shapes differ, no bona fide sample, or target outside [0, 1).
@@ -304,10 +309,81 @@ def bpcer_threshold(scores: NDArray[np.floating], live: NDArray[np.bool_], targe
         raise UsageError(
             f"BPCER target {target!r} must lie in [0, 1) and needs bona fide samples, got {int(live.sum())}"
         )
-    bona_fide = np.sort(scores[live])
+    bona_fide = np.sort(scores[live].astype(np.float64))
+    lowest_accepted = bona_fide[_allowed(bona_fide.size, target)]
+    values = np.unique(scores.astype(np.float64))
+    below = values[values < lowest_accepted]
+    room = _CLEARANCE * (values[-1] - values[0])
+    return float(lowest_accepted - (min(room, (lowest_accepted - below[-1]) / 2.0) if below.size else room))
+
+
+def apcer_threshold(
+    scores: NDArray[np.floating],
+    live: NDArray[np.bool_],
+    species: NDArray[np.str_],
+    target: float,
+    *,
+    bounded: bool = False,
+) -> float:
+    """The lowest threshold, midway between scores, that accepts at most `target` of every attack species.
+
+    Args:
+        scores: (B,) liveness score, higher is more live.
+        live: (B,) True for bona fide.
+        species: (B,) name of the attack species; ignored where `live`.
+        target: share of the worst species that may be accepted.
+        bounded: `target` holds for `worst_apcer_bound` instead of the share that was counted.
+
+    Above every score, so that nothing is accepted, where no other threshold will do.
+
+    Raises:
+        UsageError: a score is not finite, shapes differ, no attack sample, or target outside [0, 1).
+    """
+    _need_scores(scores, live)
+    attacks = ~live
+    if not attacks.any() or not 0.0 <= target < 1.0:
+        raise UsageError(f"APCER target {target!r} must lie in [0, 1) and needs attacks, got {int(attacks.sum())}")
+    _need_species(species, live)
+    values = np.unique(scores.astype(np.float64))
+    names = np.unique(species[attacks])
+    rejected = -math.inf
+    for name in names:
+        own = -np.sort(-scores[attacks & (species == name)].astype(np.float64))
+        most = _allowed_bound(own.size, target, names.size) if bounded else _allowed(own.size, target)
+        rejected = max(rejected, float(values[-1] if most is None else own[most]))
+    above = values[values > rejected]
+    return float((rejected + above[0]) / 2.0) if above.size else math.nextafter(rejected, math.inf)
+
+
+def worst_apcer_bound(apcer: Mapping[str, Rate]) -> float:
+    """A bound in 0..1 that, with 95 % confidence, the true APCER of no species exceeds.
+
+    The largest of the upper Clopper-Pearson bounds at 1 - 0.05 / species: which species is the worst one is chosen
+    by looking, so all must hold at once (Bonferroni).
+
+    Raises:
+        UsageError: there is no species.
+    """
+    if not apcer:
+        raise UsageError("0 attack species bound nothing; at least 1 is needed")
+    return max(clopper_pearson(r.errors, r.n, _each_of(len(apcer)))[1] for r in apcer.values())
+
+
+def _each_of(species: int) -> float:
+    """The confidence of one interval, of as many as there are species, that hold at once with 95 %."""
+    return 1.0 - 0.05 / species
+
+
+def _allowed(n: int, target: float) -> int:
+    """The most of n samples whose share is at most `target`, which is below 1."""
     # Not floor(target * n): 0.29 * 100 is 28.999999999999996 in binary.
-    allowed = np.arange(bona_fide.size) / bona_fide.size <= target
-    return float(bona_fide[np.flatnonzero(allowed)[-1]])
+    return int(np.flatnonzero(np.arange(n) / n <= target)[-1])
+
+
+def _allowed_bound(n: int, target: float, species: int) -> int | None:
+    """The most of n samples whose upper bound is at most `target`; None where even 0 of n bounds less."""
+    met = bisect.bisect_left(range(n), True, key=lambda k: clopper_pearson(k, n, _each_of(species))[1] > target)
+    return met - 1 if met else None
 
 
 def _need_scores(scores: NDArray[np.floating], live: NDArray[np.bool_]) -> None:
@@ -318,6 +394,11 @@ def _need_scores(scores: NDArray[np.floating], live: NDArray[np.bool_]) -> None:
         raise UsageError(f"live is {live.dtype}, expected bool")
     if not np.all(np.isfinite(scores)):
         raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are not finite")
+
+
+def _need_species(species: NDArray[np.str_], live: NDArray[np.bool_]) -> None:
+    if species.shape != live.shape:
+        raise UsageError(f"species has shape {species.shape}, expected one per score {live.shape}")
 
 
 def _need_both_classes(live: NDArray[np.bool_]) -> None:

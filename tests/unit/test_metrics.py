@@ -138,12 +138,80 @@ def test_the_bpcer_threshold_is_the_highest_that_keeps_the_target(seed: int, tar
     scores, live, _ = spoof_data(seed)
     threshold = metrics.bpcer_threshold(scores, live, target)
     assert np.mean(scores[live] < threshold) <= target
-    assert np.mean(scores[live] < np.nextafter(threshold, np.inf)) > target
+    assert np.mean(scores[live] < threshold + 1e-5) > target
+
+
+@pytest.mark.parametrize("scores", [[0.2, 0.7, 0.7, 0.9], [0.7, 0.7, 0.9], [0.7 - 1e-9, 0.7, 0.9]])
+def test_the_bpcer_threshold_accepts_its_score_as_another_machine_rounds_it(scores: list[float]) -> None:
+    values = np.array(scores)
+    live = np.arange(len(scores)) > len(scores) - 4
+    threshold = metrics.bpcer_threshold(values, live, 0.0)
+    lowest = values[live].min()
+    assert np.nextafter(lowest, 0.0) > threshold
+    assert np.count_nonzero((values > threshold) & (values < lowest)) == 0
 
 
 def test_the_bpcer_threshold_is_not_lowered_by_binary_fractions() -> None:
     scores = np.arange(100.0)
-    assert metrics.bpcer_threshold(scores, np.ones(100, dtype=bool), 0.29) == 29.0
+    assert metrics.bpcer_threshold(scores, np.ones(100, dtype=bool), 0.29) == pytest.approx(29.0, abs=1e-3)
+
+
+def worst_apcer(scores: NDArray[np.float64], live: NDArray[np.bool_], species: NDArray[np.str_], t: float) -> float:
+    return max(float(np.mean(scores[~live & (species == name)] >= t)) for name in np.unique(species[~live]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("target", [0.0, 0.01, 0.05, 0.29, 0.9])
+def test_the_apcer_threshold_is_the_lowest_that_keeps_the_target_for_every_species(seed: int, target: float) -> None:
+    scores, live, species = spoof_data(seed)
+    threshold = metrics.apcer_threshold(scores, live, species, target)
+    assert worst_apcer(scores, live, species, threshold) <= target
+    lower = [s for s in np.unique(scores) if s < threshold]
+    assert all(worst_apcer(scores, live, species, s) > target for s in lower[-3:])
+    assert threshold not in scores
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("target", [0.12, 0.3])
+def test_the_bounded_apcer_threshold_keeps_the_bound_and_no_lower_one_does(seed: int, target: float) -> None:
+    scores, live, species = spoof_data(seed)
+    threshold = metrics.apcer_threshold(scores, live, species, target, bounded=True)
+    below = max(s for s in np.unique(scores) if s < threshold)
+    bounds = [
+        metrics.worst_apcer_bound(metrics.spoof_errors(scores, live, species, t).apcer) for t in (threshold, below)
+    ]
+    assert bounds[0] <= target < bounds[1]
+    assert threshold > metrics.apcer_threshold(scores, live, species, target)
+
+
+def test_where_no_attack_may_be_accepted_but_all_score_highest_nothing_is_accepted() -> None:
+    scores, live = np.array([1.0, 1.0, 0.2]), np.array([True, False, False])
+    threshold = metrics.apcer_threshold(scores, live, np.array(["", "mask", "mask"]), 0.1)
+    assert not (scores >= threshold).any()
+
+
+def test_too_few_attacks_bound_nothing_so_that_nothing_is_accepted() -> None:
+    scores, live = np.array([0.9] + [0.1] * 20), np.array([True] + [False] * 20)
+    species = np.where(live, "", "mask")
+    assert metrics.apcer_threshold(scores, live, species, 0.05) == pytest.approx(0.5)
+    assert metrics.apcer_threshold(scores, live, species, 0.05, bounded=True) > 0.9
+
+
+def test_the_bound_on_the_worst_species_holds_for_all_of_them_at_once() -> None:
+    apcer = {name: metrics.rate(errors, n) for name, errors, n in (("a", 0, 20), ("b", 3, 300), ("c", 9, 300))}
+    each = [binomtest(r.errors, r.n).proportion_ci(1 - 0.05 / 3, method="exact").high for r in apcer.values()]
+    assert metrics.worst_apcer_bound(apcer) == pytest.approx(max(each)) == pytest.approx(each[0])
+    assert metrics.worst_apcer_bound({"b": apcer["b"]}) == pytest.approx(apcer["b"].high)
+    with pytest.raises(UsageError) as caught:
+        metrics.worst_apcer_bound({})
+    assert str(caught.value) == "0 attack species bound nothing; at least 1 is needed"
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.0, float("nan")])
+def test_an_impossible_apcer_target_is_refused(target: float) -> None:
+    with pytest.raises(UsageError) as caught:
+        metrics.apcer_threshold(np.array([1.0]), np.array([False]), np.array(["mask"]), target)
+    assert str(caught.value) == f"APCER target {target!r} must lie in [0, 1) and needs attacks, got 1"
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.0, float("nan")])
@@ -161,7 +229,11 @@ def bpcer_of_none(scores: NDArray[np.float64], live: NDArray[np.bool_]) -> objec
     return metrics.bpcer_threshold(scores, live, 0.0)
 
 
-USES = [errors_at_half, metrics.equal_error_threshold, bpcer_of_none]
+def apcer_of_none(scores, live):  # type: ignore[no-untyped-def]
+    return metrics.apcer_threshold(scores, live, np.full(live.shape, "mask"), 0.0)
+
+
+USES = [errors_at_half, metrics.equal_error_threshold, bpcer_of_none, apcer_of_none]
 
 
 @pytest.mark.parametrize("use", USES)
