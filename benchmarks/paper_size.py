@@ -9,8 +9,8 @@ The network is that of training/recipes/casia_surf.toml at its own 112 x 112 pix
 weights are those of a run of face_antispoof_paper_size.toml: the same network, trained on the simulated rig at 48 x 48;
 all of it but the pooled head is convolutions, so that they fit any size, and its routing is that of a trained model.
 No accuracy is claimed. int8 is post-training quantization: ranges from a few rig samples at 112 x 112. `time` takes
-turns, one decision of each contestant a round in an order that changes, everything present, nothing cached: "eager, dense"
-runs all 16 experts, the others the 5 that are routed to.
+turns, one decision of each contestant a round in an order that changes, everything present, nothing cached: "eager,
+dense" runs all 16 experts, the others the 5 that are routed to.
 """
 
 from __future__ import annotations
