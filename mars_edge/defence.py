@@ -183,7 +183,7 @@ def _bounds(rates: Sequence[Rate]) -> tuple[float, float]:
 
 
 def _species_lines(manifest: Manifest, rows: Sequence[SpeciesRow]) -> Iterator[str]:
-    yield "APCER in percent, as measured / upper 95 % bound; worst species first; [ ] abstains, so accepts nothing"
+    yield "APCER in percent / its upper 95 % bound; worst species first; [ ] abstains, so accepts nothing"
     for labels in _blocks(list(manifest.operating_points)):
         heads = [label if _decides(manifest, label) else f"[{label}]" for label in labels]
         widths = [max(len(head), 10) for head in heads]

@@ -21,7 +21,7 @@ METRIC_TITLES = {"acer": "ACER", "accuracy": "accuracy", "miou": "mIoU"}
 # Of these a lower value is the better one.
 ERROR_METRICS = ("acer",)
 _SEEN_IN_PARITY = ("engine", "samples", "subsets", "methods", "coverage", "experts_chosen")
-_SEEN_IN_PROVENANCE = ("note", "recipe", "seed", "versions", "quantization")
+_SEEN_IN_PROVENANCE = ("note", "recipe", "seed", "versions", "quantization", "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ def sections(name: str, sealed: Sealed, manifest: Manifest) -> tuple[Section, ..
         (title(manifest), _file(name, sealed, manifest)),
         ("inputs", _modalities(manifest)),
         ("decisions, by what is present", _decisions(manifest)),
+        ("calibration on test", _calibration(manifest)),
         ("attacks", _attacks(manifest)),
         ("cost of one decision, everything new", _costs(manifest)),
         ("methods", _methods(manifest)),
@@ -57,13 +58,13 @@ def sections(name: str, sealed: Sealed, manifest: Manifest) -> tuple[Section, ..
 
 def document(sealed: Sealed, manifest: Manifest) -> dict[str, Any]:
     """Plain JSON types: the file, its whole manifest, and what is computed from it."""
-    reasons = {label: hesitation(manifest, label) for label in manifest.operating_points}
+    refusals = {label: hesitation(manifest, label) for label in manifest.operating_points}
     return {
         "file": {"format": sealed.format, "size_bytes": len(sealed.data), "sha256": sealed.digest},
         "manifest": json.loads(manifest.to_json()),
         "computed": {
             "subset_costs": {label: asdict(cost) for label, cost in subset_costs(manifest).items()},
-            "does_not_decide": {label: reason for label, reason in reasons.items() if reason is not None},
+            "does_not_decide": {label: ": ".join(refusal) for label, refusal in refusals.items() if refusal},
             "species": [asdict(row) for row in species_table(manifest)],
             "downgrades": [asdict(risk) for risk in downgrade_risks(manifest)],
         },
@@ -75,29 +76,31 @@ def title(manifest: Manifest) -> str:
     return f"{manifest.name}: {manifest.task} into {len(manifest.labels)} labels"
 
 
-def hesitation(manifest: Manifest, label: str) -> str | None:
+def hesitation(manifest: Manifest, label: str) -> tuple[str, str] | None:
     """What the runtime does on this subset instead of deciding, and why; None where it decides."""
     objected = objection(manifest, manifest.policy, label.split("+"))
     if objected is None:
         return None
-    point = manifest.operating_points.get(label)
-    lacking = None if point is None else shortfall(point)
     closes = manifest.policy.on_missing == "fail_closed" and manifest.positive_label is not None
-    verb = "rejects" if closes else "abstains"
-    return f"{verb}: {lacking or objected}"
+    return "rejects" if closes else "abstains", shortfall(manifest, label) or objected
 
 
-def shortfall(point: OperatingPoint) -> str | None:
-    """By what an operating point misses its certificate, in a few words; None with one."""
-    if point.certified:
+def shortfall(manifest: Manifest, label: str) -> str | None:
+    """By what a measured subset misses its certificate: as the exporter recorded it, else by the bound on its metric.
+
+    None where it has one, or was not measured.
+    """
+    point = manifest.operating_points.get(label)
+    if point is None or point.certified:
         return None
-    if point.target is None:
-        return "not certified"
-    if point.metric in ERROR_METRICS and point.high > point.target:
-        return f"up to {percent(point.high)}, allowed {percent(point.target)}"
-    if point.metric not in ERROR_METRICS and point.low < point.target:
-        return f"from {percent(point.low)}, needed {percent(point.target)}"
-    return f"too few samples for {percent(point.target)}"
+    recorded = _part(_part(manifest.provenance, "calibration"), label).get("shortfalls")
+    if isinstance(recorded, list) and recorded:
+        return "; ".join(map(str, recorded))
+    if point.target is not None and point.metric in ERROR_METRICS and point.high > point.target:
+        return f"{_metric(point)} may be {percent(point.high)} %, at most {percent(point.target)} % is allowed"
+    if point.target is not None and point.metric not in ERROR_METRICS and point.low < point.target:
+        return f"{_metric(point)} may be {percent(point.low)} %, at least {percent(point.target)} % is needed"
+    return "not certified, for a reason that is not recorded"
 
 
 def subset_costs(manifest: Manifest) -> dict[str, SubsetCost]:
@@ -146,10 +149,12 @@ def _modalities(manifest: Manifest) -> list[str]:
     return table(("modality", "kind", "tensor", "Hz", "sample", "values", "feature"), rows, align="<<<><<<")
 
 
-def _decisions(manifest: Manifest) -> list[str]:
+def _decisions(manifest: Manifest) -> Iterator[str]:
     points = manifest.operating_points
     if not points:
-        return sentence(NOT_RECORDED)
+        yield from sentence(NOT_RECORDED)
+        return
+    why_not = {label: hesitation(manifest, label) for label in points}
     rows = [
         (
             label,
@@ -158,13 +163,32 @@ def _decisions(manifest: Manifest) -> list[str]:
             str(point.n),
             f"{point.threshold:.4f}" if point.threshold else NOTHING,
             f"{point.temperature:.3f}",
-            hesitation(manifest, label) or "decides",
+            (why_not[label] or ("decides",))[0],
         )
         for label, point in points.items()
     ]
-    metric = " or ".join(sorted({METRIC_TITLES.get(point.metric, point.metric) for point in points.values()}))
-    header = ("present", f"{metric} %", "95 % interval", "n", "threshold", "temp.", "and then")
-    return table(header, rows, align="<>>>>><")
+    metric = " or ".join(sorted({_metric(point) for point in points.values()}))
+    header = ("present", f"{metric} %", "95 % interval", "n", "threshold", "temperature", "and then it")
+    yield from table(header, rows, align="<>>>>><")
+    for label, refusal in why_not.items():
+        if refusal is not None:
+            yield from sentence(f"{label} {refusal[0]}: {refusal[1]}")
+
+
+def _metric(point: OperatingPoint) -> str:
+    return METRIC_TITLES.get(point.metric, point.metric)
+
+
+def _calibration(manifest: Manifest) -> list[str]:
+    """How sure the answers are and ought to be, before and after the temperature; nothing where it is not recorded."""
+    rows = []
+    for label, entry in _part(manifest.provenance, "calibration").items():
+        before, after = (_numbers(_part(_table(entry), when)).get("ece") for when in ("before", "after"))
+        note = _part(_table(entry), "temperature").get("note")
+        if before is not None and after is not None:
+            rows.append((label, percent(before), percent(after), NOTHING if note is None else shown(note)))
+    header = ("present", "calibration error before %", "after the temperature %", "note")
+    return table(header, rows, align="<>><") if rows else []
 
 
 def _attacks(manifest: Manifest) -> list[str]:

@@ -31,7 +31,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str) -
     A first cell that is too long for that gets a line of its own; a column with nothing but "-" is left out.
     """
     kept = [i for i in range(len(header)) if i == 0 or any(row[i] != NOTHING for row in rows)]
-    header, *rows = [[row[i] for i in kept] for row in (header, *rows)]
+    header, *rows = [[printable(row[i]) for i in kept] for row in (header, *rows)]
     align = "".join(align[i] for i in kept)
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     others = sum(widths[1:]) + _GAP * (len(widths) - 1) + len(_INDENT)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mars_edge import subsets
 from mars_edge.artifact import verify
 from mars_edge.errors import UsageError
-from mars_edge.manifest import OperatingPoint
+from mars_edge.manifest import Manifest, OperatingPoint
 from mars_edge.options import OneLineParser, positive
 from mars_runtime.commands.info import print_sections
 from mars_runtime.commands.options import MOST_THREADS
@@ -125,10 +126,8 @@ def _sections(comparison: Comparison, trial: Trial | str) -> Iterator[Section]:
 
 
 def _files(comparison: Comparison) -> Iterator[str]:
-    for change in comparison.subsets:
-        if change.certificate == "lost":
-            why = "B did not measure it" if change.b is None else f"B: {shortfall(change.b)}"
-            yield from fact("LOST", f"certificate of {change.label}; {why}")
+    for label in comparison.certificates("lost"):
+        yield from fact("LOST", f"certificate of {label}; {_loss(comparison.b.manifest, label)}")
     gained = comparison.certificates("gained")
     if gained:
         yield from fact("gained", f"certificate of {', '.join(gained)}")
@@ -140,6 +139,15 @@ def _files(comparison: Comparison) -> Iterator[str]:
         )
     same = "; the same file, byte for byte" if comparison.is_same_file else ""
     yield from fact("size", f"B / A {_ratio(len(comparison.a.sealed.data), len(comparison.b.sealed.data))}{same}")
+
+
+def _loss(manifest: Manifest, label: str) -> str:
+    """Why B has no certificate for a subset that A writes as `label`."""
+    absent = [name for name in label.split("+") if name not in manifest.names]
+    if absent:
+        return f"B has no {', '.join(absent)}"
+    reason = shortfall(manifest, subsets.label(label.split("+"), manifest.names))
+    return f"B: {reason}" if reason else "B did not measure it"
 
 
 def _measured(comparison: Comparison) -> list[str]:
