@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("mars_training.commands.compare:main", "train a grid of methods and seeds into one table", "train"),
     "evaluate": ("mars_training.commands.evaluate:main", "measure a run or an artifact on every subset", "train"),
     "report": ("mars_training.commands.report:main", "what a run learned and how: a page, a picture, numbers", "train"),
+    "front": ("mars_export.commands.front:main", "how many experts, how many active: error against cost", "export"),
     "export": ("mars_export.commands.export:main", "turn a run into .pte or .onnx", "export"),
 }
 _DEVELOPMENT_PACKAGES = {

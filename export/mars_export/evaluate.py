@@ -53,9 +53,9 @@ class Answers:
     experts: NDArray[np.int64]
 
 
-def open_artifact(path: Path, *, self_test: bool) -> Engine:
+def open_artifact(path: Path, *, self_test: bool, threads: int | None = None) -> Engine:
     """The artifact in the first engine there is for its format; the one import of the runtime for this package."""
-    return open_engine(path, self_test=self_test)
+    return open_engine(path, self_test=self_test, threads=threads)
 
 
 def engine_stream(
