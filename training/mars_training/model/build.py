@@ -43,7 +43,8 @@ def build_encoders(recipe: ModelRecipe, modalities: Sequence[Modality]) -> dict[
 
 def build_fusion(recipe: ModelRecipe, names: Sequence[str]) -> Fusion:
     """The untrained fusion of the features of `names`."""
-    return fusion_of(sum(feature_channels(recipe.encoders.get(name, EncoderRecipe())) for name in names), recipe)
+    widths = [feature_channels(recipe.encoders.get(name, EncoderRecipe())) for name in names]
+    return fusion_of(sum(widths), recipe, widths)
 
 
 def expert_width(recipe: ModelRecipe) -> int:

@@ -16,11 +16,16 @@ from mars_training.recipe import ModelRecipe
 
 
 class Fusion(nn.Module):
-    """M maps (B, C_m, H, W) to z (B, d, H', W'): concatenate channels, then `block`."""
+    """M maps (B, C_m, H, W) to z (B, d, H', W'): concatenate channels, then `block`.
 
-    def __init__(self, block: nn.Module) -> None:
+    Attributes:
+        widths: C_m of every modality, where the builder knew them: an export then gives each its share of the block.
+    """
+
+    def __init__(self, block: nn.Module, widths: Sequence[int] = ()) -> None:
         super().__init__()
         self.block = block
+        self.widths = tuple(widths)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """z.
@@ -37,11 +42,12 @@ class Fusion(nn.Module):
         return z
 
 
-def fusion_of(inputs: int, recipe: ModelRecipe) -> Fusion:
-    """The untrained fusion of features with `inputs` channels in all.
+def fusion_of(inputs: int, recipe: ModelRecipe, widths: Sequence[int] = ()) -> Fusion:
+    """The untrained fusion of features with `inputs` channels in all, of `widths` each.
 
     "resnet_stage" is a ResNet-18 stage: two basic blocks, the first with `fusion_stride`; it has no `fusion_kernel`.
     """
     if recipe.fusion_kind == "resnet_stage":
-        return Fusion(basic_stage(inputs, (recipe.width, recipe.width), stride=recipe.fusion_stride))
-    return Fusion(conv_bn_relu(inputs, recipe.width, kernel=recipe.fusion_kernel, stride=recipe.fusion_stride))
+        return Fusion(basic_stage(inputs, (recipe.width, recipe.width), stride=recipe.fusion_stride), widths)
+    block = conv_bn_relu(inputs, recipe.width, kernel=recipe.fusion_kernel, stride=recipe.fusion_stride)
+    return Fusion(block, widths)
