@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mars_edge.errors import UsageError
 from mars_export.fold import drop_dropout, fold_batch_norms
+from mars_export.fusion_share import SummedFusion, share_fusion
 from mars_export.hush import hushed
 from mars_export.pieces import Piece, example_inputs, pieces_of, range_observers, replace_piece, trace
 from mars_training.model.mars import DeployedMars, RouteStage
@@ -68,6 +69,7 @@ def make_traceable(deployed: DeployedMars) -> tuple[str, ...]:
     """
     dropouts = drop_dropout(deployed)
     fold_batch_norms(deployed)
+    share_fusion(deployed)
     if isinstance(deployed.route_stage, RouteStage) and isinstance(deployed.route_stage.router, FeatureRouter):
         deployed.route_stage.router = LinearRouter(deployed.route_stage.router)
     # An expert that no row is dispatched to would observe no range.
@@ -96,7 +98,8 @@ def prepare(
         notes += tuple(f"{method}/{path} stays float32: recurrent layers have no int8 kernel" for path in recurrent)
         graph = traced_graph(module, examples[method])
         _require_layers(method, wanted[method], graph)
-        replace_piece(deployed, method, Piece(fake_quantized(graph, (*wanted[method], *recurrent))))
+        paths = (*wanted[method], *recurrent, *summed_layers(module))
+        replace_piece(deployed, method, Piece(fake_quantized(graph, paths)))
     return notes
 
 
@@ -126,6 +129,11 @@ def _require_layers(method: str, paths: Sequence[str], graph: torch.fx.GraphModu
 def recurrent_layers(module: nn.Module) -> tuple[str, ...]:
     """Paths of the recurrent layers in a piece."""
     return tuple(name for name, child in module.named_modules() if isinstance(child, nn.RNNBase))
+
+
+def summed_layers(module: nn.Module) -> tuple[str, ...]:
+    """Paths in a piece of a fusion that only adds up shares: float32, where int8 would round z three times for nothing."""
+    return tuple(name for name, child in module.named_modules() if isinstance(child, SummedFusion))
 
 
 def traced_graph(module: nn.Module, example: tuple[Tensor, ...]) -> torch.fx.GraphModule:

@@ -47,7 +47,7 @@ def share_fusion(deployed: DeployedMars) -> bool:
     if [type(layer) for layer in layers[1:] if not isinstance(layer, nn.Identity)] != [nn.ReLU]:
         return False
     whole = layers[0]
-    for name, weight in zip(deployed.modalities, torch.split(whole.weight, fusion.widths, dim=1), strict=True):
+    for name, weight in zip(deployed.modalities, torch.split(whole.weight, list(fusion.widths), dim=1), strict=True):
         deployed.encoders[name] = nn.Sequential(deployed.encoders[name], _share(whole, weight))
     offset = whole.weight.new_zeros(whole.out_channels) if whole.bias is None else whole.bias
     route.fusion = SummedFusion(offset)  # type: ignore[assignment]

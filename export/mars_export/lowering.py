@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from mars_edge.errors import UsageError
 from mars_export import to_executorch, to_onnx
-from mars_export.pieces import Examples, example_inputs, pieces_of
+from mars_export.pieces import Examples, example_inputs, float_pieces, pieces_of
 from mars_training.checkpoint import RunInfo
 from mars_training.costs import costs
 from mars_training.methods import build_model, deployed_of
@@ -48,13 +48,14 @@ class Model:
         return example_inputs(self.deployed, self.shapes, batch=1)
 
     def macs(self) -> dict[str, int]:
-        """Multiply-accumulates of one call of every piece: those of the unquantized network of the same recipe."""
+        """Multiply-accumulates of one call of every piece: those of the float pieces of the same recipe."""
         source = self.info.source
         with torch.device("meta"):
             network = build_model(self.info.recipe, source.modalities, len(source.labels), source.task)
-        return {
-            name: cost.macs for name, cost in costs(deployed_of(network), source.modalities, source.task).pieces.items()
-        }
+            deployed = deployed_of(network)
+            assert isinstance(deployed, DeployedMars)
+            deployed = float_pieces(deployed)
+        return {name: cost.macs for name, cost in costs(deployed, source.modalities, source.task).pieces.items()}
 
 
 class Payload(Protocol):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mars_export.fold import fold_batch_norms
+from mars_export.fusion_share import share_fusion
 from mars_training.model.mars import DeployedMars
 
 Examples = dict[str, tuple[Tensor, ...]]
@@ -120,9 +121,10 @@ def one_dequantizer_each(traced: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def float_pieces(deployed: DeployedMars) -> DeployedMars:
-    """A copy in evaluation mode with its batch norms folded, for fp32 artifacts."""
+    """A copy in evaluation mode with batch norms folded and its fusion shared, for float artifacts."""
     folded = copy.deepcopy(deployed)
     fold_batch_norms(folded)
+    share_fusion(folded)
     return folded
 
 

@@ -10,7 +10,7 @@ import torch
 from mars_edge import subsets
 from mars_edge.errors import ParityError, UsageError
 from mars_export import bundle
-from mars_export.pieces import pieces_of
+from mars_export.pieces import float_pieces, pieces_of
 from mars_export.to_executorch import Coverage, require_coverage
 from mars_training.costs import costs as model_costs
 from tests.helpers.tiny_mars import NAMES, SOURCE, info, model, split
@@ -84,7 +84,7 @@ def test_the_draft_says_where_the_model_came_from_and_what_it_costs() -> None:
     assert draft.provenance["selected_epoch"] == 3
     assert set(draft.provenance["versions"]) >= {"mars-edge", "torch", "executorch", "onnxruntime"}
     assert type(draft).from_json(draft.to_json()) == draft
-    costs = model_costs(model().deployed, SOURCE.modalities)
+    costs = model_costs(float_pieces(model().deployed), SOURCE.modalities)
     for subset in subsets.all_subsets(NAMES):
         label = subsets.label(subset, NAMES)
         assert draft.subset_costs[label].macs == costs.macs(subset)
