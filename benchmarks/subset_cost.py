@@ -93,8 +93,9 @@ class _Opened:
 
 def wanted_subsets(manifest: Manifest) -> tuple[subsets.Subset, ...]:
     """The subsets of the recipe that the artifact was exported with; all of them where it names none."""
-    data = (manifest.provenance.get("recipe") or {}).get("data", {})
-    return subsets.evaluated_subsets(manifest.names, data.get("always_present", ()))
+    recipe = manifest.provenance.get("recipe")
+    always = recipe["data"].get("always_present", ()) if isinstance(recipe, Mapping) else ()
+    return subsets.evaluated_subsets(manifest.names, always)
 
 
 def sample_of(manifest: Manifest) -> dict[str, NDArray[np.float32]]:
