@@ -26,6 +26,7 @@ from mars_runtime.trial import Agreement, Trial, run_trial
 # Fewer rounds give no interval worth printing; more than these exhaust memory, not patience.
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 1000
 _DIGEST_SHOWN = 12
+_COST_COLUMNS = ("MACs A", "MACs B", "B/A", "read A", "read B", "B/A", "memory A", "memory B", "B/A")
 _LONGEST_VALUE = 300
 
 
@@ -207,7 +208,7 @@ def _subset_costs(comparison: Comparison) -> list[str]:
     if not comparison.subset_costs:
         return sentence(f"{NOT_RECORDED} in either")
     rows = [(change.label, *_cost_cells(change)) for change in comparison.subset_costs]
-    header = ("present", "MACs A", "B", "B/A", "read A", "B", "B/A", "memory A", "B", "B/A")
+    header = ("present", *_COST_COLUMNS)
     return table(header, rows, align="<>>>>>>>>>")
 
 
@@ -235,7 +236,7 @@ def _methods(comparison: Comparison) -> Iterator[str]:
     changed = [change for change in comparison.method_costs if change.a != change.b]
     if changed:
         rows = [(change.label, *_cost_cells(change)) for change in changed]
-        header = ("method", "MACs A", "B", "B/A", "read A", "B", "B/A", "memory A", "B", "B/A")
+        header = ("method", *_COST_COLUMNS)
         yield from table(header, rows, align="<>>>>>>>>>")
     elif not (comparison.methods_added or comparison.methods_removed):
         costs = "and costs" if comparison.method_costs else f"; their costs are {NOT_RECORDED} in either"
