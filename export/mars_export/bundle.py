@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import mars_edge
 from mars_edge import subsets
 from mars_edge.artifact import write_sealed
 from mars_edge.errors import EngineError, ParityError, UsageError
-from mars_edge.manifest import Manifest, MethodCost, OperatingPoint, Policy, required_methods, subset_cost
-from mars_export import calibrate, golden, parity
-from mars_export.evaluate import Answers, Engine, engine_answers, open_artifact, wanted_subsets
+from mars_edge.manifest import Manifest, MethodCost, Policy, required_methods, subset_cost
+from mars_export import golden, operating, parity
+from mars_export.evaluate import open_artifact, wanted_subsets
 from mars_export.lowering import Model as Model
 from mars_export.lowering import Payload, lower
 from mars_export.pieces import output_steps, pieces_of
@@ -86,14 +85,20 @@ def _prove(path: Path, payload: Payload, draft: Manifest, model: Model, splits: 
     engine = open_artifact(path, self_test=False)
     try:
         note(f"{path.suffix[1:]} in {engine.name}: parity on {len(splits.parity)} samples, every subset")
-        report = parity.check(engine, model.deployed, splits.parity)
+        report = parity.check(engine, model.deployed, splits.parity, pieces=parity.runner_of(engine, path))
         note(f"{path.suffix[1:]} in {engine.name}: operating points on {len(splits.test)} test samples")
-        points = _operating_points(engine, draft, model, splits)
+        points, calibration = operating.points(engine, splits.validation, splits.test, model.info)
         sample = golden.make(engine, draft, model.deployed, splits.validation, wanted_subsets(draft))
     finally:
         engine.close()
     coverage = {name: {"share": c.share, "left": list(c.left)} for name, c in payload.coverage().items()}
-    return replace(draft, parity={**report.to_dict(), "coverage": coverage}, operating_points=points, golden=sample)
+    return replace(
+        draft,
+        parity={**report.to_dict(), "coverage": coverage},
+        operating_points=points,
+        golden=sample,
+        provenance={**draft.provenance, "calibration": calibration},
+    )
 
 
 def _self_test(path: Path, payload: bytes) -> None:
@@ -164,27 +169,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _operating_points(engine: Engine, draft: Manifest, model: Model, splits: Splits) -> dict[str, OperatingPoint]:
-    """Per subset that both splits have rows of; one without rows gets no point, and the runtime then abstains."""
-    wanted, source = wanted_subsets(draft), model.info.source
-    validation = engine_answers(engine, splits.validation, wanted)
-    test = engine_answers(engine, splits.test, wanted)
-    return {
-        subsets.label(subset, source.names): calibrate.operating_point(
-            _answered(validation[subset], splits.validation),
-            _answered(test[subset], splits.test),
-            source,
-            model.info.recipe.export,
-        )
-        for subset in wanted
-        if len(validation[subset].indices) and len(test[subset].indices)
-    }
-
-
-def _answered(answers: Answers, split: Split) -> tuple[NDArray[np.float32], Split]:
-    return answers.logits, split.take(torch.from_numpy(answers.indices))
 
 
 def held_out(test: Split, count: int, seen: Mapping[str, Split]) -> Split:

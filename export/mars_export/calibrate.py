@@ -261,6 +261,11 @@ def calibrated(
     )
 
 
+def map_shortfalls(score: Measured, recipe: ExportRecipe) -> tuple[str, ...]:
+    """Why `map_point` of the same arguments is not certified, one reason each; empty where it is."""
+    return _higher_is_better("miou", score, recipe, 1.0)[1]
+
+
 def map_point(score: Measured, recipe: ExportRecipe, *, temperature: float = 1.0) -> OperatingPoint:
     """A segmentation's point from the mIoU of one subset's test images; certified by its lower bound."""
     return _higher_is_better("miou", score, recipe, temperature)[0]
