@@ -18,6 +18,8 @@ _LOUD_LOGGERS = (
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r".*isinstance\(treespec, LeafSpec\).*", FutureWarning),
     (r".*torch\.jit\.script_method.*is deprecated.*", DeprecationWarning),  # torch itself, on first use of its JIT
+    # nn.LSTM lists its own, registered weights anew while it is traced.
+    (r"The tensor attributes? self\.\S+\._flat_weights\[0\].* assigned during export", UserWarning),
     (r"(read|open)_(text|binary) is deprecated.*", DeprecationWarning),  # executorch reads its edge.yaml so
 )
 

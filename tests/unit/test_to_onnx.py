@@ -2,99 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, TensorProto, helper
 
 from mars_edge.errors import UsageError
 from mars_edge.gates import top_k_gates
+from mars_edge.manifest import Manifest
+from mars_edge.modality import Modality
 from mars_edge.subsets import all_subsets
 from mars_export import to_onnx
-
-NAMES = ("a", "b")
-WIDTH, EXPERTS, ACTIVE, CLASSES = 3, 4, 2, 2
-INPUT = {"a": (1, 3), "b": (1, 3)}
-Values = dict[str, NDArray[np.float32]]
-
-
-def piece(
-    nodes: list[Any], inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]], constants: Values
-) -> ModelProto:
-    def value(name: str, shape: tuple[int, ...]) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    graph = helper.make_graph(
-        nodes,
-        "piece",
-        [value(*item) for item in inputs.items()],
-        [value(*item) for item in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", to_onnx.OPSET)], ir_version=9)
-
-
-class Plain:
-    """The same pieces in NumPy: encoders scale, the router and head are matrices, expert i multiplies by i + 1."""
-
-    def __init__(self, *, broken_expert: int | None = None) -> None:
-        generator = np.random.default_rng(1)
-        self.scale = {name: generator.normal(size=(1, WIDTH)).astype(np.float32) for name in NAMES}
-        self.router = generator.normal(size=(WIDTH, EXPERTS)).astype(np.float32)
-        self.head = generator.normal(size=(WIDTH, CLASSES)).astype(np.float32)
-        self.factors = np.arange(1, EXPERTS + 1, dtype=np.float32)
-        if broken_expert is not None:
-            self.factors[broken_expert] = np.nan
-
-    def models(self) -> dict[str, ModelProto]:
-        row = {"x": (1, WIDTH)}
-        table = {
-            f"encode_{name}": piece(
-                [helper.make_node("Mul", ["x", "w"], ["y"])], row, {"y": (1, WIDTH)}, {"w": self.scale[name]}
-            )
-            for name in NAMES
-        }
-        table["route"] = piece(
-            [helper.make_node("Add", ["x", "y"], ["z"]), helper.make_node("MatMul", ["z", "w"], ["logits"])],
-            {"x": (1, WIDTH), "y": (1, WIDTH)},
-            {"z": (1, WIDTH), "logits": (1, EXPERTS)},
-            {"w": self.router},
-        )
-        for i, factor in enumerate(self.factors):
-            table[f"expert_{i}"] = piece(
-                [helper.make_node("Mul", ["x", "w"], ["y"], name="times")], row, {"y": (1, WIDTH)}, {"w": factor[None]}
-            )
-        table["head"] = piece(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])], row, {"y": (1, CLASSES)}, {"w": self.head}
-        )
-        return table
-
-    def answer(self, samples: Values, features: Values) -> tuple[NDArray[np.float32], Values]:
-        used = {name: samples[name] * self.scale[name] for name in samples} | features
-        z = sum(used.get(name, np.zeros((1, WIDTH), np.float32)) for name in NAMES)
-        chosen, weights = top_k_gates(z @ self.router, ACTIVE)
-        combined = sum(w * self.factors[i] * z for i, w in zip(chosen[0], weights[0], strict=True))
-        return combined @ self.head, used
-
-    def assemble(self, manifest: str = "{}") -> ModelProto:
-        layout = to_onnx.Layout(
-            modalities=NAMES,
-            experts=EXPERTS,
-            active_experts=ACTIVE,
-            shared_expert=False,
-            inputs=INPUT,
-            features=INPUT,
-            expert_output=(1, WIDTH),
-            classes=CLASSES,
-        )
-        return to_onnx.assemble(layout, self.models(), manifest)
+from mars_export.onnx_precision import to_half
+from mars_export.onnx_structure import RUNTIMES, check_structure, initializers_of
+from mars_export.pieces import Examples, example_inputs, float_pieces, pieces_of
+from mars_runtime.engines.graph import OnnxEngine
+from mars_training.data.split import Task
+from mars_training.model.build import build_deployed
+from mars_training.model.mars import DeployedMars
+from mars_training.recipe import EncoderRecipe, ModelRecipe
+from tests.helpers.plain_pieces import ACTIVE, EXPERTS, NAMES, WIDTH, Plain, Values, piece
 
 
 def session(model: ModelProto, **options: Any) -> onnxruntime.InferenceSession:
@@ -176,44 +112,6 @@ def test_the_manifest_is_a_property_and_equal_models_have_equal_bytes() -> None:
     assert to_onnx.serialize(first) == to_onnx.serialize(second)
 
 
-def quantized(weights: NDArray[np.int8], *, zero_point: bool = True) -> ModelProto:
-    """Quantize the input, multiply by dequantized weights, quantize and dequantize the product."""
-    scalar = {"s": np.float32(0.05), "z": np.int8(-7), "ws": np.float32(0.02), "wz": np.int8(0), "w": weights}
-    constants = {name: np.asarray(value) for name, value in scalar.items()}
-    pair = ["s", "z"] if zero_point else ["s"]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", *pair], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", *pair], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"]),
-        helper.make_node("MatMul", ["d", "dw"], ["m"]),
-        helper.make_node("QuantizeLinear", ["m", *pair], ["mq"]),
-        helper.make_node("DequantizeLinear", ["mq", *pair], ["y"]),
-    ]
-    return piece(nodes, {"x": (1, 8)}, {"y": (1, 5)}, constants)
-
-
-def test_unsigned_quantizers_keep_every_real_value() -> None:
-    generator = np.random.default_rng(0)
-    signed = quantized(generator.integers(-127, 128, (8, 5)).astype(np.int8))
-    unsigned = ModelProto()
-    unsigned.CopyFrom(signed)
-    to_onnx.to_unsigned(unsigned)
-    assert not any(t.data_type == TensorProto.INT8 for t in unsigned.graph.initializer)
-    onnx.checker.check_model(unsigned, full_check=True)
-    for _ in range(50):
-        x = generator.normal(size=(1, 8), scale=5.0).astype(np.float32)
-        before, after = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (signed, unsigned))
-        np.testing.assert_array_equal(after, before)
-
-
-def test_a_quantizer_without_zero_point_is_refused() -> None:
-    model = quantized(np.ones((8, 5), np.int8), zero_point=False)
-    model.graph.node[0].name = "entry"
-    with pytest.raises(UsageError) as caught:
-        to_onnx.to_unsigned(model)
-    assert str(caught.value) == "quantizer 'entry' has no zero point: it cannot be made unsigned"
-
-
 def test_cutting_a_piece_that_reads_another_ones_input_is_refused() -> None:
     whole = piece(
         [helper.make_node("Add", ["p.in0", "q.in0"], ["p.out0"], doc_string="/somewhere/model.py:3")],
@@ -226,3 +124,245 @@ def test_cutting_a_piece_that_reads_another_ones_input_is_refused() -> None:
     assert str(caught.value) == "p.out0 reads q.in0: the pieces are not independent"
     kept = to_onnx.cut(whole, ["p.in0", "q.in0"], ["p.out0"])
     assert kept.graph.node[0].doc_string == ""
+
+
+Sample = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """An untrained model and the float32 pieces it was lowered to."""
+
+    deployed: DeployedMars
+    modalities: tuple[Modality, ...]
+    task: Task
+    examples: Examples
+    models: Mapping[str, ModelProto]
+
+    @property
+    def layout(self) -> to_onnx.Layout:
+        names = self.deployed.modalities
+        return to_onnx.Layout(
+            modalities=names,
+            experts=len(self.deployed.experts),
+            active_experts=self.deployed.active_experts,
+            shared_expert=self.deployed.expert_shared is not None,
+            inputs={m.name: (1, *m.shape) for m in self.modalities},
+            features={name: tuple(f.shape) for name, f in zip(names, self.examples["route"], strict=True)},
+            expert_output=tuple(self.examples["head"][0].shape),
+            classes=4,
+        )
+
+    def manifest(self) -> Manifest:
+        return Manifest(
+            name="network",
+            task=self.task,
+            labels=("a", "b", "c", "d"),
+            positive_label=None,
+            modalities=self.modalities,
+            experts=self.layout.experts,
+            active_experts=self.layout.active_experts,
+            shared_expert=self.layout.shared_expert,
+            feature_shapes={name: shape[1:] for name, shape in self.layout.features.items()},
+            z_shape=tuple(self.examples["expert_0"][0].shape[1:]),
+            precision="fp32",
+            methods=tuple(self.models),
+            operating_points={},
+            provenance={},
+        )
+
+    def assemble(self, models: Mapping[str, ModelProto] | None = None) -> ModelProto:
+        return to_onnx.assemble(self.layout, models or self.models, self.manifest().to_json())
+
+    def engine(self, graph: ModelProto) -> OnnxEngine:
+        return OnnxEngine(self.manifest(), to_onnx.serialize(graph), threads=1)
+
+    def half(self) -> ModelProto:
+        models = {}
+        for method, model in self.models.items():
+            models[method] = ModelProto()
+            models[method].CopyFrom(model)
+            to_half(models[method])
+        return self.assemble(models)
+
+    def sample(self, seed: int) -> Sample:
+        random = np.random.default_rng(seed)
+        return {m.name: self._values(m, random) for m in self.modalities}
+
+    def _values(self, modality: Modality, random: np.random.Generator) -> NDArray[np.float32]:
+        if modality.kind != "text":
+            return random.random(modality.shape, dtype=np.float32)
+        assert modality.vocabulary is not None
+        words = random.integers(1, modality.vocabulary, modality.shape)
+        words[:, random.integers(1, modality.shape[1]) :] = 0
+        return words.astype(np.float32)
+
+    @torch.no_grad()
+    def answer(self, sample: Sample, subset: Sequence[str]) -> NDArray[np.float32]:
+        inputs = {name: torch.from_numpy(x)[None] for name, x in sample.items()}
+        present = torch.tensor([[name in subset for name in self.deployed.modalities]])
+        logits: NDArray[np.float32] = self.deployed(inputs, present)[0].numpy()
+        return logits
+
+
+def image(name: str, channels: int, side: int) -> Modality:
+    return Modality(name=name, kind="image", channels=channels, size=(side, side))
+
+
+def encoder(kind: str, *channels: int, **more: Any) -> EncoderRecipe:
+    return EncoderRecipe(kind=kind, channels=channels, strides=(2,) * len(channels), **more)
+
+
+def every_kind() -> tuple[tuple[Modality, ...], Task, ModelRecipe]:
+    """Every kind of modality, linear experts, and a router that knows the combination."""
+    modalities = (
+        image("photo", 3, 16),
+        Modality(name="title", kind="text", length=12, vocabulary=20_000),
+        Modality(name="words", kind="text", length=12, vocabulary=20_000),
+        Modality(name="scan", kind="vector", length=9),
+        Modality(name="motion", kind="sequence", channels=6, length=32),
+        Modality(name="voice", kind="audio", rate_hz=8000, window_s=0.5),
+    )
+    encoders = {
+        "photo": encoder("conv", 4, 6, pool=True),
+        "title": EncoderRecipe(kind="text_lstm", channels=(5,), strides=(1,)),
+        "words": EncoderRecipe(kind="text_mean", channels=(5,), strides=(1,)),
+        "scan": EncoderRecipe(kind="vector", channels=(5,), strides=(1,)),
+        "motion": encoder("sequence", 5, 6, pool=True),
+        "voice": encoder("conv", 4, 6, pool=True),
+    }
+    recipe = ModelRecipe(
+        encoders=encoders,
+        experts=4,
+        active_experts=2,
+        width=8,
+        fusion_kernel=1,
+        fusion_stride=1,
+        expert_kind="mlp",
+        expert_channels=(8,),
+        combination_router=True,
+    )
+    return modalities, "classification", recipe
+
+
+def segmentation() -> tuple[tuple[Modality, ...], Task, ModelRecipe]:
+    """A label per pixel, experts that correct a shared one, a picture of 16 channels."""
+    recipe = ModelRecipe(
+        encoders={"colour": encoder("conv", 4, 6), "cube": encoder("mobile", 4, 6)},
+        experts=3,
+        active_experts=2,
+        width=8,
+        expert_kind="low_rank",
+        expert_channels=(8,),
+        shared_expert=True,
+    )
+    return (image("colour", 3, 32), image("cube", 16, 32)), "segmentation", recipe
+
+
+def sixteen() -> tuple[tuple[Modality, ...], Task, ModelRecipe]:
+    """As many modalities as there may be, and residual stages for fusion and experts."""
+    names = [f"probe_{i}" for i in range(16)]
+    recipe = ModelRecipe(
+        encoders={name: EncoderRecipe(kind="vector", channels=(3,), strides=(1,)) for name in names},
+        experts=3,
+        active_experts=1,
+        width=8,
+        fusion_kind="resnet_stage",
+        fusion_stride=1,
+        expert_kind="resnet_stage",
+        expert_stride=1,
+        expert_channels=(8, 8),
+    )
+    return tuple(Modality(name=name, kind="vector", length=4) for name in names), "classification", recipe
+
+
+def build(modalities: tuple[Modality, ...], task: Task, recipe: ModelRecipe) -> tuple[DeployedMars, Examples]:
+    torch.manual_seed(0)
+    deployed = build_deployed(recipe, modalities, 4, task)
+    with torch.no_grad():
+        # Untrained biases are zero, and a combination would add nothing.
+        for parameter in deployed.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folded = float_pieces(deployed)
+    return folded, example_inputs(folded, {m.name: m.shape for m in modalities}, batch=1)
+
+
+@pytest.fixture(scope="module", params=[every_kind, segmentation, sixteen], ids=lambda make: make.__name__)
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    modalities, task, recipe = request.param()
+    deployed, examples = build(modalities, task, recipe)
+    models = to_onnx.lower(pieces_of(deployed), examples, precision="fp32")
+    yield Network(deployed=deployed, modalities=modalities, task=task, examples=examples, models=models)
+
+
+def some_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    if len(names) < 7:
+        return list(all_subsets(names))
+    return [(name,) for name in names] + [tuple(names[:i]) for i in range(2, len(names) + 1)]
+
+
+def test_every_kind_of_piece_answers_as_in_torch_for_every_subset(network: Network) -> None:
+    engine = network.engine(network.assemble())
+    for seed, subset in enumerate(some_subsets(network.deployed.modalities)):
+        sample = network.sample(seed)
+        given = engine.infer({name: sample[name] for name in subset}, {}).logits
+        assert given.shape == network.manifest().logits_shape
+        np.testing.assert_allclose(given, network.answer(sample, subset), rtol=1e-4, atol=1e-5)
+
+
+def test_half_answers_within_its_rounding_and_gives_the_same_features_again(network: Network) -> None:
+    graph = network.half()
+    engine = network.engine(graph)
+    errors = []
+    for seed, subset in enumerate(some_subsets(network.deployed.modalities)):
+        sample = network.sample(seed)
+        first = engine.infer({name: sample[name] for name in subset}, {})
+        assert np.array_equal(engine.infer({}, first.features).logits, first.logits)
+        expected = network.answer(sample, subset)
+        errors.append(np.abs(first.logits - expected).max() / np.abs(expected).max())
+    # 11 bits a value, a handful of layers; a sample whose experts tie may be routed otherwise.
+    assert np.quantile(errors, 0.9) < 0.01
+    stored = {t.data_type for t in initializers_of(graph.graph)}
+    assert TensorProto.FLOAT16 in stored and TensorProto.FLOAT not in stored
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_kind_of_graph_is_one_that_the_runtime_lists_as_loadable(network: Network, runtime: Any) -> None:
+    check_structure(network.assemble(), runtime)
+    check_structure(network.half(), runtime)
+
+
+def test_a_head_of_other_classes_than_the_layout_is_refused(network: Network) -> None:
+    layout = network.layout
+    with pytest.raises(UsageError, match=r"^the head gives \(1, 4.*\), expected \(1, 5\) or \(1, 5, H, W\)$"):
+        to_onnx.assemble(dataclasses.replace(layout, classes=5), network.models, "{}")
+
+
+def test_an_older_opset_gives_an_older_model_with_the_same_answers() -> None:
+    deployed, examples = build(*segmentation())
+    (model,) = to_onnx.lower({"head": deployed.head}, examples, precision="fp32", opset=18).values()
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8
+    x = torch.randn(examples["head"][0].shape, generator=torch.Generator().manual_seed(0))
+    running = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (given,) = running.run(None, {"head.in0": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(given, deployed.head(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_newest_opset_stays_readable_for_onnxruntime_1_17() -> None:
+    graph = Plain().assemble()
+    assert (graph.opset_import[0].version, graph.ir_version) == (20, 9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"precision": "int4"}, "precision 'int4' is unknown; allowed: int8, fp16, fp32"),
+        ({"precision": "fp32", "opset": 17}, "opset is 17; allowed: 18, 19, 20"),
+    ],
+)
+def test_lowering_to_something_unknown_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        to_onnx.lower({}, {}, **wrong)
+    assert str(caught.value) == message

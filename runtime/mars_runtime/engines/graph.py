@@ -42,7 +42,7 @@ class OnnxEngine:
             threads: of this session's pool; None lets onnxruntime choose.
 
         Raises:
-            ModelFileError: onnxruntime refuses the model, or its signature is another one.
+            ModelFileError: onnxruntime refuses the model, or its inputs and outputs are others.
             EngineError: onnxruntime is not installed.
         """
         missing = absence()
@@ -128,14 +128,31 @@ def _error_types() -> tuple[type[Exception], ...]:
 
 
 def _check_signature(session: Any, manifest: Manifest, outputs: list[str]) -> None:
-    inputs = {entry.name: tuple(entry.shape) for entry in session.get_inputs()}
-    expected: dict[str, tuple[int, ...]] = {}
+    """The graph takes and gives what the manifest implies, in float32 whatever it computes with inside."""
+    features = {name: _float32((1, *shape)) for name, shape in manifest.feature_shapes.items()}
+    inputs: dict[str, str] = {}
     for modality in manifest.modalities:
-        expected[f"x_{modality.name}"] = (1, *modality.shape)
-        expected[f"fresh_{modality.name}"] = ()
-        expected[f"feature_{modality.name}"] = (1, *manifest.feature_shapes[modality.name])
-    if inputs != expected:
-        raise ModelFileError(f"the graph's inputs {inputs} are not those of its manifest {expected}")
-    missing = sorted(set(outputs) - {entry.name for entry in session.get_outputs()})
+        inputs[f"x_{modality.name}"] = _float32((1, *modality.shape))
+        inputs[f"fresh_{modality.name}"] = "bool ()"
+        inputs[f"feature_{modality.name}"] = features[modality.name]
+    given = _signature(session.get_inputs())
+    if given != inputs:
+        raise ModelFileError(f"the graph's inputs {given} are not those of its manifest {inputs}")
+    found = _signature(session.get_outputs())
+    missing = sorted(set(outputs) - set(found))
     if missing:
         raise ModelFileError(f"the graph has no output {missing[0]!r}")
+    promised = {"logits": _float32((1, *manifest.logits_shape)), "router_logits": _float32((1, manifest.experts))}
+    promised |= {f"f_{name}": feature for name, feature in features.items()}
+    for name, wanted in promised.items():
+        if found[name] != wanted:
+            raise ModelFileError(f"the graph's output {name} is {found[name]}, its manifest promises {wanted}")
+
+
+def _signature(entries: Any) -> dict[str, str]:
+    kinds = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+    return {e.name: f"{kinds.get(e.type, e.type[7:-1])} {tuple(e.shape)}" for e in entries}
+
+
+def _float32(shape: tuple[int, ...]) -> str:
+    return f"float32 {shape}"
