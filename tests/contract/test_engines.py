@@ -252,6 +252,21 @@ def test_a_graph_that_is_not_its_manifest_is_refused(tiny: Artifacts, tmp_path: 
         open_engine(path)
 
 
+def test_a_graph_with_another_output_than_its_manifest_promises_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
+    require_engine(ONNX)
+    path = tmp_path / "odd.onnx"
+    manifest = replace(tiny.model.manifest(), labels=("one", "bona_fide"), golden=None)
+    write_onnx(tiny.model, path, manifest=manifest)
+    with pytest.raises(ModelFileError) as caught:
+        open_engine(path)
+    assert str(caught.value) == "the graph's output logits is float32 (1, 3), its manifest promises float32 (1, 2)"
+    write_onnx(tiny.model, path, manifest=replace(manifest, task="segmentation"))
+    with pytest.raises(ModelFileError) as caught:
+        open_engine(path)
+    wanted = "float32 (1, 2, 16, 16)"
+    assert str(caught.value) == f"the graph's output logits is float32 (1, 3), its manifest promises {wanted}"
+
+
 def test_a_program_without_manifest_or_methods_is_refused(tiny: Artifacts, tmp_path: Path) -> None:
     require_engine(NATIVE)
     head = {"head": tiny.model.pieces["head"]}
