@@ -1,10 +1,15 @@
-"""The parity gate passes the model itself and refuses every sabotage, by name."""
+"""The parity gate passes the model itself and refuses what differs, by name, with the place to look at.
+
+Axes: B samples, H = W = 16 pixels, N = 4 experts, K = 2.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,52 +20,16 @@ from numpy.typing import NDArray
 
 from mars_edge import subsets
 from mars_edge.errors import EngineError, ParityError
-from mars_edge.gates import top_k_gates
-from mars_export import bundle, parity, pieces
-from mars_export.evaluate import Answers
+from mars_export import parity, pieces, reference, tally
 from mars_runtime.engines import Inference
+from mars_training.data.split import Split
+from mars_training.methods import build_model, deployed_of
 from mars_training.model.mars import DeployedMars
-from tests.helpers.tiny_mars import NAMES, info, model, split
+from mars_training.recipe import Recipe
+from tests.helpers.tiny_mars import MODALITIES, NAMES, SIZE, SOURCE, model, recipe, split
+from tests.helpers.torch_engine import Arrays, TorchEngine, manifest_of
 
-Arrays = Mapping[str, NDArray[np.float32]]
-
-
-class TorchEngine:
-    """An engine whose pieces are torch modules: what a faithful, or a sabotaged, artifact would answer."""
-
-    name = "torch"
-
-    def __init__(self, deployed: DeployedMars) -> None:
-        self.deployed = deployed
-        self.manifest = bundle._draft(bundle.Model(deployed=deployed, precision="fp32", info=info(), provenance={}))
-        self.runner = self
-
-    @torch.no_grad()
-    def execute(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        outputs = pieces.pieces_of(self.deployed)[method](*(torch.from_numpy(x) for x in inputs))
-        return [o.numpy() for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
-
-    def infer(self, samples: Arrays, features: Arrays) -> Inference:
-        used = dict(features) | {n: self.execute(f"encode_{n}", [x[None]])[0] for n, x in samples.items()}
-        zeros = {n: np.zeros((1, *shape), np.float32) for n, shape in self.manifest.feature_shapes.items()}
-        z, router_logits = self.execute("route", [used.get(n, zeros[n]) for n in NAMES])
-        (ids,), (weights,) = top_k_gates(router_logits, self.deployed.active_experts)
-        combined = sum(w * self.execute(f"expert_{i}", [z])[0] for i, w in zip(ids, weights, strict=True))
-        (logits,) = self.execute("head", [combined])
-        if np.isnan(logits).any():
-            raise EngineError("logits holds NaN; every value must be finite")
-        chosen = tuple((int(i), float(w)) for i, w in zip(ids, weights, strict=True))
-        return Inference(logits=logits[0], experts=chosen, features=used, latency_ms={})
-
-    def close(self) -> None: ...
-
-
-class GraphEngine(TorchEngine):
-    """The same without methods that can be called alone, as a .onnx is."""
-
-    def __init__(self, deployed: DeployedMars) -> None:
-        super().__init__(deployed)
-        del self.runner
+ALL = {subsets.label(s, NAMES) for s in subsets.all_subsets(NAMES)}
 
 
 @pytest.fixture(scope="module")
@@ -68,114 +37,310 @@ def deployed() -> DeployedMars:
     return pieces.float_pieces(model().deployed)
 
 
-def sabotaged(deployed: DeployedMars) -> DeployedMars:
-    return copy.deepcopy(deployed)
+def engine_of(deployed: DeployedMars, given: Recipe | None = None) -> TorchEngine:
+    return TorchEngine(deployed, manifest_of(deployed, SOURCE, given or recipe()))
+
+
+def check(engine: TorchEngine, deployed: DeployedMars, held_out: Split, **rest: Any) -> parity.Parity:
+    return parity.check(engine, deployed, held_out, pieces=engine, **rest)
+
+
+def refusal(engine: TorchEngine, deployed: DeployedMars, held_out: Split) -> str:
+    with pytest.raises(ParityError) as caught:
+        check(engine, deployed, held_out)
+    return str(caught.value)
 
 
 def test_a_faithful_engine_passes_and_every_subset_is_reported(deployed: DeployedMars) -> None:
-    report = parity.check(TorchEngine(deployed), deployed, split(40, 9))
-    assert set(report.subsets) == {subsets.label(s, NAMES) for s in subsets.all_subsets(NAMES)}
-    assert set(report.methods) == set(pieces.pieces_of(deployed))
+    report = check(engine_of(deployed), deployed, split(40, 9))
+    assert set(report.subsets) == ALL and report.unmeasured == ()
+    assert set(report.methods) == set(report.method_parity) == set(pieces.pieces_of(deployed))
     assert report.samples == 40
     assert sum(report.experts_chosen) == 40 * 7 * 2
-    assert all(p.label_agreement == 1.0 and p.max_steps < 0.1 for p in report.subsets.values())
+    assert all(p.label_agreement == 1.0 and p.max_steps < 0.1 and p.samples == 40 for p in report.subsets.values())
+    assert report.to_dict() == json.loads(json.dumps(report.to_dict(), allow_nan=False))
+
+
+def test_only_the_subsets_that_the_recipe_evaluates_are_compared(deployed: DeployedMars) -> None:
+    given = replace(recipe(), data=replace(recipe().data, always_present=("depth",)))
+    report = check(engine_of(deployed, given), deployed, split(10, 9))
+    assert set(report.subsets) == {label for label in ALL if "depth" in label.split("+")}
+
+
+def test_a_row_counts_only_where_it_has_the_subset(deployed: DeployedMars) -> None:
+    present = torch.ones(20, 3, dtype=torch.bool)
+    present[:15, 2] = False
+    present[18:, :2] = False
+    held_out = replace(split(20, 9), present=present)
+    report = check(engine_of(deployed), deployed, held_out)
+    assert {label: p.samples for label, p in report.subsets.items()} == {
+        "rgb": 18,
+        "depth": 18,
+        "ir": 5,
+        "rgb+depth": 18,
+        "rgb+ir": 3,
+        "depth+ir": 3,
+        "rgb+depth+ir": 3,
+    }
+
+
+def test_a_subset_that_no_row_has_is_named_and_a_method_that_meets_no_row_is_refused(deployed: DeployedMars) -> None:
+    present = torch.ones(9, 3, dtype=torch.bool)
+    present[:, 2] = torch.arange(9) < 3
+    present[:3, :2] = False
+    report = check(engine_of(deployed), deployed, replace(split(9, 9), present=present))
+    assert report.unmeasured == ("rgb+ir", "depth+ir", "rgb+depth+ir")
+    present[:, 2] = False
+    present[:, :2] = True
+    held_out = replace(split(9, 9), present=present)
+    expected = "method encode_ir was compared on no sample: none of 9 has its modality"
+    assert refusal(engine_of(deployed), deployed, held_out) == expected
 
 
 def test_swapped_experts_are_refused_by_name(deployed: DeployedMars) -> None:
-    wrong = sabotaged(deployed)
+    wrong = copy.deepcopy(deployed)
     wrong.experts[0], wrong.experts[1] = wrong.experts[1], wrong.experts[0]
     with pytest.raises(ParityError, match=r"^method expert_[01] is off by [\d.e+]+ output steps, allowed 2$"):
-        parity.check(TorchEngine(wrong), deployed, split(20, 9))
+        check(engine_of(wrong), deployed, split(20, 9))
 
 
-def test_swapped_experts_are_refused_in_a_graph_without_methods(deployed: DeployedMars) -> None:
-    wrong = sabotaged(deployed)
-    wrong.experts[0], wrong.experts[1] = wrong.experts[1], wrong.experts[0]
-    with pytest.raises(ParityError, match=r"^torch on \S+: (label agreement|a logit is off by) "):
-        parity.check(GraphEngine(wrong), deployed, split(60, 9))
+def test_swapped_experts_of_similar_outputs_are_refused_where_no_logit_shows_them(deployed: DeployedMars) -> None:
+    alike, wrong = copy.deepcopy(deployed), copy.deepcopy(deployed)
+    twin = copy.deepcopy(deployed.experts[0])
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.0009)
+    alike.experts[1] = twin
+    wrong.experts[0], wrong.experts[1] = twin, deployed.experts[0]
+    report = parity.measure(engine_of(wrong), alike, split(20, 9), pieces=engine_of(wrong))
+    assert all(p.max_steps < parity.MOST_STEPS and p.label_agreement == 1.0 for p in report.subsets.values())
+    assert all(steps < parity.MOST_STEPS for steps in report.methods.values())
+    with pytest.raises(ParityError, match=r"^method expert_[01] is off in \d\d\.\d\d% of its values, allowed 5%$"):
+        parity.require_parity(report)
 
 
 @pytest.mark.parametrize("method", ["encode_depth", "route", "expert_3", "head"])
 def test_a_wrong_scale_is_refused_with_its_method(deployed: DeployedMars, method: str) -> None:
-    wrong = sabotaged(deployed)
+    wrong = copy.deepcopy(deployed)
     with torch.no_grad():
         for parameter in pieces.pieces_of(wrong)[method].parameters():
             parameter.mul_(1.1)
     with pytest.raises(ParityError, match=rf"^method {method} is off by [\d.]+ output steps, allowed 2$"):
-        parity.check(TorchEngine(wrong), deployed, split(20, 9))
+        check(engine_of(wrong), deployed, split(20, 9))
+    report = parity.measure(engine_of(wrong), deployed, split(20, 9), pieces=engine_of(wrong))
+    assert parity.worst_methods(report) == (method,)
 
 
-def test_a_nan_weight_in_the_artifact_is_refused(deployed: DeployedMars) -> None:
-    wrong = sabotaged(deployed)
+def test_a_nan_weight_in_an_expert_that_never_ran_is_refused(deployed: DeployedMars) -> None:
+    wrong = copy.deepcopy(deployed)
+    report = check(engine_of(deployed), deployed, split(2, 9))
+    idle = report.experts_chosen.index(0)
     with torch.no_grad():
-        next(pieces.pieces_of(wrong)["expert_2"].parameters()).flatten()[0] = math.nan
-    # By its method where no sample chose the expert, else by the engine's own refusal.
-    with pytest.raises(
-        ParityError, match=r"^(method expert_2 is off by nan output steps, allowed 2|torch: logits hold)"
+        next(wrong.experts[idle].parameters()).flatten()[0] = math.nan
+    expected = f"method expert_{idle} is off by nan output steps, allowed 2"
+    assert refusal(engine_of(wrong), deployed, split(2, 9)) == expected
+
+
+def test_a_nan_weight_in_the_model_itself_is_refused_even_where_the_artifact_has_it_too(deployed: DeployedMars) -> None:
+    for piece, where in (
+        ("head", "the logits of rgb"),
+        ("encode_ir", "the feature of ir"),
+        ("route", "the router logits of rgb"),
     ):
-        parity.check(TorchEngine(wrong), deployed, split(20, 9))
-    never_chosen = parity.method_differences(TorchEngine(wrong), deployed, split(2, 9))
-    assert math.isnan(never_chosen["expert_2"])
+        wrong = copy.deepcopy(deployed)
+        with torch.no_grad():
+            list(pieces.pieces_of(wrong)[piece].parameters())[-1].flatten()[0] = math.nan
+        report = parity.method_parity(engine_of(wrong), wrong, split(4, 9), "fp32") if piece == "head" else None
+        assert report is None or math.isnan(report["head"].max_steps)
+        with pytest.raises(ParityError) as caught:
+            reference.answers(wrong, split(4, 9), subsets.all_subsets(NAMES))
+        assert str(caught.value) == f"the model itself gives NaN or infinity: {where}"
+        with pytest.raises(ParityError):
+            check(engine_of(wrong), wrong, split(4, 9))
 
 
-def test_a_nan_weight_in_the_model_itself_is_refused(deployed: DeployedMars) -> None:
-    wrong = sabotaged(deployed)
+def test_an_engine_that_fails_is_refused_with_its_reason(deployed: DeployedMars) -> None:
+    class Failing(TorchEngine):
+        def infer(self, samples: Arrays, features: Arrays) -> Inference:
+            raise EngineError("method 'head' failed: out of memory")
+
+    wrong = Failing(deployed, engine_of(deployed).manifest)
+    assert refusal(wrong, deployed, split(4, 9)) == "torch: method 'head' failed: out of memory"
+
+
+def test_a_model_that_always_gives_the_same_proves_nothing(deployed: DeployedMars) -> None:
+    dead = copy.deepcopy(deployed)
     with torch.no_grad():
-        next(wrong.head.parameters()).flatten()[0] = math.nan
-    with pytest.raises(ParityError) as caught:
-        parity.check(TorchEngine(wrong), wrong, split(20, 9))
-    assert str(caught.value) == "the model itself gives NaN or infinity for rgb"
+        dead.head.out.weight.zero_()  # type: ignore[union-attr, operator]
+    expected = "the model itself gives the same logits for every sample and subset: nothing to compare"
+    assert refusal(engine_of(dead), dead, split(4, 9)) == expected
 
 
-def row(*values: float) -> NDArray[np.float32]:
-    return np.array([values], np.float32)
+def test_nothing_to_compare_is_refused(deployed: DeployedMars) -> None:
+    report = check(engine_of(deployed), deployed, split(4, 9))
+    for empty in (replace(report, subsets={}), replace(report, samples=0), replace(report, method_parity={})):
+        with pytest.raises(ParityError, match=r"^parity compared nothing: an empty check proves nothing$"):
+            parity.require_parity(empty)
+    with pytest.raises(ParityError, match=r"^parity compared nothing: an empty check proves nothing$"):
+        tally.Tally().report()
 
 
-def compare(given: NDArray[np.float32], wanted: NDArray[np.float32], chosen: Sequence[int]) -> parity.SubsetParity:
-    reference = parity.Reference(
-        logits=wanted, router_logits=row(3.0, 2.0, 1.9, 0.0), experts=np.array([[0, 1]], np.int64)
+# One answer beside one reference row.
+
+SCALE = reference.Scale(logit_step=0.5, router_step=0.1)
+
+
+def row(given: Sequence[float], wanted: Sequence[float], chosen: Sequence[int]) -> tally.RowParity:
+    known = reference.Reference(
+        logits=np.array([wanted], np.float32),
+        router_logits=np.array([[3.0, 2.0, 1.9, 0.0]], np.float32),
+        experts=np.array([[0, 1]], np.int64),
     )
-    answers = Answers(logits=given, experts=np.array([chosen], np.int64))
-    return parity.compare_subset(answers, reference, logit_step=0.5, router_step=0.1)
+    return tally.compare(inference(np.array(given, np.float32), chosen), known, 0, SCALE)
+
+
+def inference(logits: NDArray[np.float32], chosen: Sequence[int], **features: NDArray[np.float32]) -> Inference:
+    return Inference(logits=logits, experts=tuple((i, 0.5) for i in chosen), features=features, latency_ms={})
+
+
+def tallied(*rows: tally.RowParity) -> tally.SubsetParity:
+    count = tally.Tally()
+    for found in rows:
+        count.add(found)
+    return count.report()
 
 
 def test_logits_are_compared_in_output_steps() -> None:
-    report = compare(row(1.0, 0.0), row(0.0, 0.5), [1, 0])
-    assert (report.max_steps, report.over_one_step, report.routing_flips) == (2.0, 1.0, 0.0)
-    assert report.label_agreement == 0.0
+    report = tallied(row([1.0, 0.0], [0.0, 0.5], [1, 0]))
+    assert (report.max_steps, report.over_one_step, report.p99_steps) == (2.0, 1.0, 2.0)
+    assert (report.routing_flips, report.label_agreement) == (0.0, 0.0)
 
 
 def test_another_order_of_the_same_experts_is_no_flip_and_a_flip_is_counted_with_its_margin() -> None:
-    assert compare(row(0.0, 1.0), row(0.0, 1.0), [1, 0]).routing_flips == 0.0
-    flip = compare(row(0.0, 4.0), row(0.0, 1.0), [0, 2])
+    assert not row([0.0, 1.0], [0.0, 1.0], [1, 0]).flipped
+    flip = tallied(row([0.0, 4.0], [0.0, 1.0], [0, 2]))
     assert flip.routing_flips == 1.0
     assert flip.max_flip_margin_steps == pytest.approx(1.0, rel=1e-4)
-    assert (flip.max_steps, flip.max_steps_flipped) == (0.0, 6.0)
+    assert (flip.max_steps, flip.p99_steps, flip.max_steps_flipped) == (0.0, 0.0, 6.0)
 
 
-def test_nan_and_nothing_never_pass() -> None:
-    with_nan = compare(row(math.nan, 0.0), row(0.0, 0.0), [0, 1])
-    assert math.isnan(with_nan.max_steps)
-    report = parity.Parity(engine="e", samples=1, subsets={"rgb": with_nan}, methods={}, experts_chosen=())
+def test_a_nan_stays_a_nan_and_passes_no_bound(deployed: DeployedMars) -> None:
+    for found in (
+        row([math.nan, 0.0], [0.0, 0.0], [0, 1]),
+        row([math.nan, 0.0], [math.nan, 0.0], [0, 1]),
+        row([0.0, 0.0], [math.nan, 0.0], [0, 1]),
+    ):
+        report = tallied(row([0.0, 1.0], [0.0, 1.0], [0, 1]), found, row([0.0, 1.0], [0.0, 1.0], [0, 1]))
+        assert math.isnan(report.max_steps) and math.isnan(report.p99_steps) and report.over_one_step == 1 / 3
+        bad = replace(check(engine_of(deployed), deployed, split(4, 9)), subsets={"rgb": replace(report)})
+        bad = replace(bad, subsets={"rgb": replace(report, label_agreement=1.0)})
+        with pytest.raises(ParityError) as caught:
+            parity.require_parity(bad)
+        assert str(caught.value) == "torch on rgb: a logit is off by nan output steps, allowed 2"
+    assert math.isnan(tallied(row([math.nan, 0.0], [0.0, 0.0], [0, 2])).max_steps_flipped)
+
+
+@pytest.mark.parametrize("chosen", [[0], [0, 0], [0, 4], [-1, 0], [0, 1, 2]])
+def test_experts_that_are_not_k_different_ones_are_refused(chosen: list[int]) -> None:
     with pytest.raises(ParityError) as caught:
-        parity.require_parity(report)
-    assert str(caught.value) == "e on rgb: a logit is off by nan output steps, allowed 2"
-    for empty in (replace(report, subsets={}), replace(report, samples=0)):
-        with pytest.raises(ParityError, match=r"^parity compared nothing: an empty check proves nothing$"):
-            parity.require_parity(empty)
-    nothing = np.zeros((0, 2), np.float32)
-    with pytest.raises(ParityError, match=r"^cannot compare logits of shapes \(0, 2\) and \(0, 2\)$"):
-        compare(nothing, nothing, [0, 1])
+        row([0.0, 1.0], [0.0, 1.0], chosen)
+    assert str(caught.value) == f"the experts {chosen} ran, expected 2 different ones of 0 to 3"
 
 
-GOOD = parity.SubsetParity(
-    label_agreement=1.0,
-    max_steps=1.0,
-    over_one_step=0.0,
-    routing_flips=0.0,
-    max_steps_flipped=0.0,
-    max_flip_margin_steps=0.0,
-)
+@pytest.mark.parametrize("given", [[], [0.0], [0.0, 1.0, 2.0]])
+def test_other_shapes_are_refused(given: list[float]) -> None:
+    with pytest.raises(ParityError) as caught:
+        row(given, [0.0, 1.0], [0, 1])
+    assert str(caught.value) == f"cannot compare logits of shapes ({len(given)},) and (2,)"
+
+
+def test_a_nan_that_only_the_features_show_is_refused(deployed: DeployedMars) -> None:
+    class Hiding(TorchEngine):
+        def infer(self, samples: Arrays, features: Arrays) -> Inference:
+            answer = super().infer(samples, features)
+            held = {name: np.where(name == "ir", np.nan, x).astype(np.float32) for name, x in answer.features.items()}
+            return dataclasses.replace(answer, features=held if samples else answer.features)
+
+    engine = Hiding(deployed, engine_of(deployed).manifest)
+    expected = "torch on rgb+depth+ir, sample 0: the feature of ir holds NaN or infinity"
+    only_whole = replace(recipe(), data=replace(recipe().data, always_present=NAMES))
+    engine.manifest = manifest_of(deployed, SOURCE, only_whole)
+    assert refusal(engine, deployed, split(4, 9)) == expected
+
+
+def test_the_worst_case_can_be_looked_up(deployed: DeployedMars) -> None:
+    class Slipping(TorchEngine):
+        def infer(self, samples: Arrays, features: Arrays) -> Inference:
+            answer = super().infer(samples, features)
+            slip = (
+                1e-3 if set(answer.features) == {"rgb", "ir"} and np.array_equal(answer.features["ir"], marked) else 0
+            )
+            return dataclasses.replace(answer, logits=answer.logits + np.float32([slip, 0.0]))
+
+    held_out = split(12, 9)
+    marked = engine_of(deployed).execute("encode_ir", [held_out.batch(torch.tensor([7]))["ir"].numpy()])[0]
+    rows = [100 + 3 * i for i in range(12)]
+    engine = Slipping(deployed, engine_of(deployed).manifest)
+    worst = parity.measure(engine, deployed, held_out, pieces=engine, rows=rows).worst
+    assert worst is not None
+    assert (worst.subset, worst.row, worst.pixel, worst.flipped) == ("rgb+ir", 121, (), False)
+    assert worst.sample == parity.sample_ids(held_out)[7]
+    assert worst.artifact[0] - worst.model[0] == pytest.approx(1e-3, rel=1e-2)
+
+
+# Label maps.
+
+
+def maps(classes: int, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(classes, 5, 7)).astype(np.float32)
+
+
+def test_pixels_are_counted_one_by_one_and_the_worst_is_named() -> None:
+    wanted = np.stack([maps(3, 1), maps(3, 2)])
+    given = wanted + 0.3 * np.stack([maps(3, 3), maps(3, 4)])
+    known = reference.Reference(
+        logits=wanted, router_logits=np.zeros((2, 4), np.float32), experts=np.array([[0, 1]] * 2, np.int64)
+    )
+    rows = [tally.compare(inference(given[i], [0, 1]), known, i, SCALE) for i in range(2)]
+    report = tallied(*rows)
+    steps = np.abs(given - wanted).max(axis=1).ravel() / 0.5
+    assert report.label_agreement == np.mean(given.argmax(axis=1) == wanted.argmax(axis=1))
+    assert report.max_steps == pytest.approx(steps.max())
+    assert report.over_one_step == np.mean(steps > 1.01)
+    p99 = np.quantile(steps, 0.99, method="inverted_cdf")
+    assert p99 - 0.01 <= report.p99_steps <= p99 + 1 / 64
+    worst = tally.worst_place("rgb", 5, "id", inference(given[0], [0, 1]), wanted[0], rows[0])
+    y, x = np.unravel_index(np.abs(given[0] - wanted[0]).max(axis=0).argmax(), (5, 7))
+    assert worst.pixel == (y, x)
+    assert worst.model == tuple(wanted[0][:, y, x].tolist())
+
+
+def test_a_segmentation_is_compared_without_keeping_its_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(
+        modalities=MODALITIES, labels=("sky", "road", "tree"), positive_label=None, note="", task="segmentation"
+    )
+    torch.manual_seed(0)
+    whole = deployed_of(build_model(recipe(), MODALITIES, 3, "segmentation"))
+    for norm in (m for m in whole.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.weight, 1.0, 3.0)
+        torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+    given = pieces.float_pieces(whole)
+    held_out = replace(split(6, 9), labels=torch.zeros(6, SIZE, SIZE, dtype=torch.uint8))
+    engine = TorchEngine(given, manifest_of(given, source, recipe()))
+    asked: list[int] = []
+    plain = reference.answers
+    monkeypatch.setattr(parity, "_MOST_BYTES", 2 * 7 * 3 * SIZE * SIZE * 4)
+    monkeypatch.setattr(
+        reference, "answers", lambda m, batch, wanted: asked.append(len(batch)) or plain(m, batch, wanted)
+    )
+    report = parity.check(engine, given, held_out, pieces=engine)
+    assert asked == [2, 2, 2]
+    assert report.bounds["max_steps"] == parity.MOST_PIXEL_STEPS
+    assert report.worst is not None and len(report.worst.pixel) == 2
+    assert all(p.label_agreement == 1.0 and p.samples == 6 for p in report.subsets.values())
+
+
+# Bounds.
 
 
 @pytest.mark.parametrize(
@@ -183,23 +348,51 @@ GOOD = parity.SubsetParity(
     [
         ({"label_agreement": 0.98}, "label agreement 98.00%, at least 99% is needed"),
         ({"max_steps": 2.5}, "a logit is off by 2.5 output steps, allowed 2"),
+        ({"p99_steps": 2.5}, "1 logit in 100 is off by more than 2.5 output steps, allowed 2"),
         ({"routing_flips": 0.06}, "other experts ran in 6.00% of the samples, allowed 5%"),
         ({"max_flip_margin_steps": 3.0}, "an expert was replaced that led by 3 router steps, allowed 2"),
     ],
 )
-def test_every_bound_refuses_by_itself(change: dict[str, float], message: str) -> None:
-    report = parity.Parity(
-        engine="e", samples=9, subsets={"ir": replace(GOOD, **change)}, methods={"head": 1.0}, experts_chosen=()
-    )
-    with pytest.raises(ParityError) as caught:
-        parity.require_parity(report)
-    assert str(caught.value) == f"e on ir: {message}"
-    parity.require_parity(replace(report, subsets={"ir": GOOD}))
+def test_every_bound_refuses_by_itself(deployed: DeployedMars, change: dict[str, float], message: str) -> None:
+    good = check(engine_of(deployed), deployed, split(4, 9))
+    for value in (*change.values(), math.nan):
+        bad = {"ir": replace(good.subsets["ir"], **dict.fromkeys(change, value))}
+        with pytest.raises(ParityError) as caught:
+            parity.require_parity(replace(good, subsets={"rgb": good.subsets["rgb"], **bad}))
+        assert str(caught.value) == f"torch on ir: {message}" or math.isnan(value)
 
 
-def test_samples_that_training_or_calibration_saw_are_refused() -> None:
+def test_the_worst_of_several_bad_methods_is_named_a_nan_before_any_number(deployed: DeployedMars) -> None:
+    good = check(engine_of(deployed), deployed, split(4, 9))
+    assert parity.worst_methods(good) == (max(good.methods, key=lambda name: good.methods[name]),)
+
+    def with_(**steps: float) -> parity.Parity:
+        changed = {name: replace(good.method_parity[name], max_steps=value) for name, value in steps.items()}
+        return replace(good, method_parity={**good.method_parity, **changed})
+
+    for bad, name, value in (
+        (with_(route=9.0, head=3.0), "route", "9"),
+        (with_(route=9.0, head=math.nan), "head", "nan"),
+    ):
+        with pytest.raises(ParityError) as caught:
+            parity.require_parity(bad)
+        assert str(caught.value) == f"method {name} is off by {value} output steps, allowed 2"
+        assert parity.worst_methods(bad)[0] == name and len(parity.worst_methods(bad)) == 2
+
+
+def test_samples_that_training_validation_or_calibration_saw_are_refused() -> None:
     train, held_out = split(30, 0), split(30, 1)
     parity.require_disjoint(held_out, {"train": train})
     with pytest.raises(ParityError) as caught:
-        parity.require_disjoint(train.take(torch.tensor([4, 7])), {"train": train})
-    assert str(caught.value) == "2 of 2 parity samples are in the train split: take others"
+        parity.require_disjoint(train.take(torch.tensor([4, 7])), {"validation": held_out, "calibration": train})
+    assert str(caught.value) == "2 of 2 parity samples are in the calibration split: take others"
+
+
+def test_float_steps_are_shares_of_the_largest_value(deployed: DeployedMars) -> None:
+    values = np.array([-2.0, 1.0], np.float32)
+    assert reference.step(deployed, "head", 0, values, "fp32") == 2.0 * 5e-4
+    assert reference.step(deployed, "head", 0, values, "fp16") == 2.0 * 5e-3
+    # A float piece in an int8 artifact: alone it is as exact as float32, behind int8 pieces it is not.
+    assert reference.step(deployed, "head", 0, values, "int8") == 2.0 * 5e-4
+    assert reference.step(deployed, "head", 0, values, "int8", alone=False) == pytest.approx(3.0 / 255.0)
+    assert reference.step(deployed, "head", 0, 0.0 * values, "fp32") > 0.0
