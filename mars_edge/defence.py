@@ -23,6 +23,7 @@ WORST = "worst species"
 _CONFIDENCE = 0.95
 _TABLE_COLUMNS = 100
 _SPECIES_COLUMNS = 18
+_MOST_WAYS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ def _species_lines(manifest: Manifest, rows: Sequence[SpeciesRow]) -> Iterator[s
         yield f"{'species':<{_SPECIES_COLUMNS}}" + "".join(f" {h:>{w}}" for h, w in zip(heads, widths, strict=True))
         for row in rows:
             cells = [_cell(row.apcer.get(label)) for label in labels]
-            name = _clipped(row.species)
+            name = _clipped(row.species, _SPECIES_COLUMNS)
             yield f"{name:<{_SPECIES_COLUMNS}}" + "".join(f" {c:>{w}}" for c, w in zip(cells, widths, strict=True))
 
 
@@ -213,17 +214,20 @@ def _cell(rate: Rate | None) -> str:
     return "-" if rate is None else f"{100 * rate.value:.1f}/{100 * rate.high:.1f}"
 
 
-def _clipped(name: str) -> str:
-    return name if len(name) <= _SPECIES_COLUMNS else name[: _SPECIES_COLUMNS - 3] + "..."
+def _clipped(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 3] + "..."
 
 
 def _risk_lines(risks: Sequence[Downgrade]) -> Iterator[str]:
     yield "covering a sensor: APCER of the worst species in percent, largest gain of the attacker first"
     yield f"{'covered':<16} {'before -> after':<40} {'APCER':>14}  gain (95 % interval)"
-    for risk in (r for r in risks if r.species == WORST):
-        way = f"{risk.before} -> {risk.after or 'nothing'}"
+    ways = [risk for risk in risks if risk.species == WORST]
+    for risk in ways[:_MOST_WAYS]:
+        way = _clipped(f"{risk.before} -> {risk.after or 'nothing'}", 40)
         rates = f"{_value(risk.apcer_before)} -> {_value(risk.apcer_after)}"
-        yield f"{risk.sensor:<16} {way:<40} {rates:>14}  {_gain(risk)}"
+        yield f"{_clipped(risk.sensor, 16):<16} {way:<40} {rates:>14}  {_gain(risk)}"
+    if len(ways) > _MOST_WAYS:
+        yield f"and {len(ways) - _MOST_WAYS} more ways, of no larger gain"
 
 
 def _value(rate: Rate | None) -> str:

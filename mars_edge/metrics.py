@@ -71,6 +71,7 @@ def class_probabilities(logits: NDArray[np.floating], temperature: float = 1.0) 
     return shares
 
 
+@lru_cache(maxsize=4096)
 def clopper_pearson(errors: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a binomial share, from the binomial tails (Clopper, Pearson 1934).
 
