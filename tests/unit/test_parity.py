@@ -316,9 +316,7 @@ def test_pixels_are_counted_one_by_one_and_the_worst_is_named() -> None:
 
 
 def test_a_segmentation_is_compared_without_keeping_its_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source(
-        modalities=MODALITIES, labels=("sky", "road", "tree"), positive_label=None, note="", task="segmentation"
-    )
+    source = replace(SOURCE, labels=("sky", "road", "tree"), positive_label=None, task="segmentation")
     torch.manual_seed(0)
     whole = deployed_of(build_model(recipe(), MODALITIES, 3, "segmentation"))
     for norm in (m for m in whole.modules() if isinstance(m, torch.nn.BatchNorm2d)):
