@@ -132,7 +132,7 @@ def recurrent_layers(module: nn.Module) -> tuple[str, ...]:
 
 
 def summed_layers(module: nn.Module) -> tuple[str, ...]:
-    """Paths in a piece of a fusion that only adds up shares: float32, where int8 would round z three times for nothing."""
+    """Paths in a piece of a fusion that only adds up shares: int8 would round z once per share, for nothing."""
     return tuple(name for name, child in module.named_modules() if isinstance(child, SummedFusion))
 
 
@@ -239,20 +239,22 @@ def _inside(node: torch.fx.Node, paths: Collection[str]) -> bool:
 
 
 def layers(graph: torch.fx.GraphModule) -> tuple[str, ...]:
-    """Paths of the layers with weights that int8 may compute, in order; without a module, the operation's name."""
-    found: dict[str, None] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and _operation(node) in _WEIGHTED and not _inside(node, _ROUTING):
-            found[_path(node) or node.name] = None
-    return tuple(found)
+    """Paths of the layers with weights that int8 may compute, in order.
+
+    An operation whose module has further layers inside, or that is in none, goes by its own name.
+    """
+    return tuple(layer_weights(graph))
 
 
 def layer_weights(graph: torch.fx.GraphModule) -> dict[str, int]:
-    """The number of weights of every layer, biases not counted."""
+    """The number of weights of every layer of `layers`, biases not counted."""
+    weighted = [n for n in graph.graph.nodes if _operation(n) in _WEIGHTED and not _inside(n, _ROUTING)]
+    paths = {_path(node) for node in weighted}
     counts: dict[str, int] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and _operation(node) in _WEIGHTED and not _inside(node, _ROUTING):
-            counts[_path(node) or node.name] = node.args[1].meta["val"].numel()
+    for node in weighted:
+        path = _path(node)
+        holds_others = any(other.startswith(f"{path}.") for other in paths)
+        counts[node.name if not path or holds_others else path] = node.args[1].meta["val"].numel()
     return counts
 
 
