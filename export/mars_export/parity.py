@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, ParityError
 from mars_export import reference
-from mars_export.evaluate import engine_stream, wanted_subsets
+from mars_export.evaluate import Engine, engine_stream, wanted_subsets
 from mars_export.onnx_pieces import OnnxPieces, cut_pieces
 from mars_export.pieces import pieces_of
 from mars_export.reference import Call, Scale
 from mars_export.tally import SLACK, SubsetParity, Tally, Worst, badness, compare, worst_place
-from mars_runtime.engines.protocol import Engine
+from mars_runtime.engines import binding, native
 from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
 
@@ -172,6 +172,13 @@ def runner_of(engine: Engine, path: Path) -> Pieces:
         return runner
     manifest = engine.manifest
     return OnnxPieces(cut_pieces(onnx.load_model_from_string(path.read_bytes()), manifest.names, manifest.methods))
+
+
+def program_runner(program: bytes) -> Pieces:
+    """What runs the methods of a .pte program that is not an artifact: the native engine, or the official binding."""
+    if native.absence() is None:
+        return native.NativeRunner(program, threads=1)
+    return binding.PythonRunner(program)
 
 
 def check(
@@ -345,8 +352,18 @@ def method_parity(
     Every expert runs on every sample. Of subsets the samples take turns.
 
     Raises:
-        ParityError: a method met no sample, because no sample has its modality, or its outputs have other shapes.
+        ParityError: a method met no sample, or its outputs have other shapes.
         EngineError: a method failed.
+    """
+    calls = sample_calls(model, held_out)
+    return {method: _method_parity(pieces, model, made, precision) for method, made in calls.items()}
+
+
+def sample_calls(model: DeployedMars, held_out: Split) -> dict[str, list[Call]]:
+    """Per method the calls that a few samples make of it in the model itself.
+
+    Raises:
+        ParityError: a method is not called, because no sample has its modality.
     """
     calls: dict[str, list[Call]] = {method: [] for method in pieces_of(model)}
     for row, subset in _turns(held_out, model):
@@ -355,7 +372,7 @@ def method_parity(
     unmet = [method for method, made in calls.items() if not made]
     if unmet:
         raise ParityError(f"method {unmet[0]} was compared on no sample: none of {len(held_out)} has its modality")
-    return {method: _method_parity(pieces, model, made, precision) for method, made in calls.items()}
+    return calls
 
 
 def _turns(held_out: Split, model: DeployedMars) -> Iterator[tuple[int, subsets.Subset]]:

@@ -7,19 +7,36 @@ sample in a segmentation. No label map is kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import ParityError
 from mars_export.reference import Reference, Scale
-from mars_runtime.engines.protocol import Inference
 
 # Steps are compared after float32 arithmetic: 2 steps may read 2.0001.
 SLACK = 1e-2
 _BINS_PER_STEP = 64
 _BINS = 16 * _BINS_PER_STEP
+
+
+class Answer(Protocol):
+    """What an engine says of one sample, as `mars_runtime.engines.protocol.Inference` holds it."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(classes,), or (classes, H, W)."""
+
+    @property
+    def experts(self) -> tuple[tuple[int, float], ...]:
+        """(index, gate) of the K that ran."""
+
+    @property
+    def features(self) -> Mapping[str, NDArray[np.float32]]:
+        """By present modality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +108,7 @@ class Worst:
         return _badness(self.flipped, self.steps)
 
 
-def compare(given: Inference, wanted: Reference, row: int, scale: Scale) -> RowParity:
+def compare(given: Answer, wanted: Reference, row: int, scale: Scale) -> RowParity:
     """The engine's answer beside row `row` of the reference.
 
     Raises:
@@ -113,7 +130,7 @@ def compare(given: Inference, wanted: Reference, row: int, scale: Scale) -> RowP
     )
 
 
-def _experts(given: Inference, *, k: int, n: int) -> list[int]:
+def _experts(given: Answer, *, k: int, n: int) -> list[int]:
     experts = [index for index, _ in given.experts]
     if len(set(experts)) != k or len(experts) != k or not set(experts) <= set(range(n)):
         raise ParityError(f"the experts {experts} ran, expected {k} different ones of 0 to {n - 1}")
@@ -130,7 +147,7 @@ def _badness(flipped: bool, steps: float) -> tuple[bool, float]:
 
 
 def worst_place(
-    subset: str, row: int, sample: str, given: Inference, wanted: NDArray[np.float32], found: RowParity
+    subset: str, row: int, sample: str, given: Answer, wanted: NDArray[np.float32], found: RowParity
 ) -> Worst:
     """The place of one answer that is furthest off."""
     # numpy's argmax finds a NaN first.
