@@ -81,6 +81,7 @@ def test_weights_as_trained_are_left_alone() -> None:
 
 def test_seven_bit_weights_are_at_most_one_trained_step_away_and_activations_stay() -> None:
     weights = random_weights(1)
+    weights[0, :2] = 127, -127
     model = quantized(weights)
     set_weights(model, "int8-7bit")
     stored, scale = constant(model, "dw", 0), constant(model, "dw", 1)
