@@ -27,7 +27,7 @@ from mars_export import reference
 from mars_export.evaluate import Engine, engine_stream, wanted_subsets
 from mars_export.onnx_pieces import OnnxPieces, cut_pieces
 from mars_export.pieces import pieces_of
-from mars_export.reference import Call, Scale
+from mars_export.reference import Call, Scale, quantizers
 from mars_export.tally import SLACK, SubsetParity, Tally, Worst, badness, compare, worst_place
 from mars_runtime.engines import binding, native
 from mars_training.data.split import Split
@@ -39,9 +39,11 @@ MOST_STEPS = 2.0
 MOST_PIXEL_STEPS = 8.0
 # An expert may differ only where the reference's own margin was within MOST_STEPS, and in this share of samples.
 MOST_FLIPS = 0.05
-# Of the values that a method gives for the model's own inputs, this share may be off by a step at all: roundings that
-# fell the other way. Another expert of similar outputs is off nearly everywhere, by little.
-MOST_OFF = 0.05
+# Of the values that a method gives for the model's own inputs, this share may be off by a step at all, plus as much as
+# each of its quantizers may round the other way (measured: 0.3 % a quantizer in the encoders of the bundled models,
+# 0.1 % in their experts). Another expert of similar outputs is off nearly everywhere, by little.
+MOST_OFF = 0.02
+MOST_OFF_PER_QUANTIZER = 0.01
 _METHOD_SAMPLES = 16
 _BATCH = 64
 # Of the reference's logits of one batch under every subset.
@@ -63,12 +65,14 @@ class MethodParity:
         max_steps: largest difference in output steps.
         mean_steps: mean difference.
         off: share of values that are off by more than half a step.
+        off_allowed: the bound of `off`.
         values: how many were compared.
     """
 
     max_steps: float
     mean_steps: float
     off: float
+    off_allowed: float
     values: int
 
 
@@ -81,8 +85,12 @@ def bounds(*, segmentation: bool = False) -> dict[str, float]:
         "routing_flips": MOST_FLIPS,
         "max_flip_margin_steps": MOST_STEPS,
         "method_max_steps": MOST_PIXEL_STEPS if segmentation else MOST_STEPS,
-        "method_off": MOST_OFF,
     }
+
+
+def off_allowed(count: int) -> float:
+    """The largest `MethodParity.off` that passes for a method with `count` quantizers on its way."""
+    return min(MOST_OFF + MOST_OFF_PER_QUANTIZER * count, 0.5)
 
 
 def machine() -> dict[str, Any]:
@@ -293,21 +301,24 @@ def _require_methods(report: Parity) -> None:
     if beyond:
         name = _worst(beyond)
         raise ParityError(f"method {name} is off by {beyond[name]:.4g} output steps, allowed {most:g}")
-    share = report.bounds["method_off"]
-    often = {name: m.off for name, m in report.method_parity.items() if not m.off <= share}
+    often = {name: m.off - m.off_allowed for name, m in report.method_parity.items() if not m.off <= m.off_allowed}
     if often:
         name = _worst(often)
-        raise ParityError(f"method {name} is off in {often[name]:.2%} of its values, allowed {share:.0%}")
+        method = report.method_parity[name]
+        raise ParityError(f"method {name} is off in {method.off:.2%} of its values, allowed {method.off_allowed:.0%}")
 
 
 def worst_methods(report: Parity) -> tuple[str, ...]:
     """The methods beyond a bound, the worst first; the one that is furthest off where none is."""
-    most, share = report.bounds["method_max_steps"] + SLACK, report.bounds["method_off"]
+    most = report.bounds["method_max_steps"] + SLACK
     order = sorted(report.method_parity, key=lambda name: _rank(report.method_parity[name].max_steps), reverse=True)
     return tuple(
         name
         for name in order
-        if not (report.method_parity[name].max_steps <= most and report.method_parity[name].off <= share)
+        if not (
+            report.method_parity[name].max_steps <= most
+            and report.method_parity[name].off <= report.method_parity[name].off_allowed
+        )
     ) or tuple(order[:1])
 
 
@@ -322,9 +333,11 @@ def _rank(value: float) -> float:
 
 def _checks(p: SubsetParity, allowed: Mapping[str, float]) -> list[tuple[bool, str]]:
     most, p99 = allowed["max_steps"], allowed["p99_steps"]
+    # Of few samples a single tie that broke the other way would be more than the share: one is always allowed.
+    least, flips = min(allowed["label_agreement"], 1.0 - 1.0 / p.places), max(allowed["routing_flips"], 1.0 / p.samples)
     return [
         (
-            p.label_agreement >= allowed["label_agreement"],
+            p.label_agreement >= least,
             f"label agreement {p.label_agreement:.2%}, at least {allowed['label_agreement']:.0%} is needed",
         ),
         (p.max_steps <= most + SLACK, f"a logit is off by {p.max_steps:.4g} output steps, allowed {most:g}"),
@@ -333,7 +346,7 @@ def _checks(p: SubsetParity, allowed: Mapping[str, float]) -> list[tuple[bool, s
             f"1 logit in 100 is off by more than {p.p99_steps:.4g} output steps, allowed {p99:g}",
         ),
         (
-            p.routing_flips <= allowed["routing_flips"],
+            p.routing_flips <= flips,
             f"other experts ran in {p.routing_flips:.2%} of the samples, allowed {allowed['routing_flips']:.0%}",
         ),
         (
@@ -404,5 +417,6 @@ def _method_parity(
         max_steps=float(every.max()),
         mean_steps=float(every.mean()),
         off=float(np.mean(~(every <= 0.5))),
+        off_allowed=off_allowed(quantizers(pieces_of(model)[made[0].method])),
         values=every.size,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mars_edge import subsets
 from mars_edge.errors import ParityError
@@ -155,3 +155,10 @@ def step(
         return own
     like_int8 = float(np.ptp(values)) / 255.0 if steps or (precision == "int8" and not alone) else 0.0
     return like_int8 or max(FLOAT_STEPS[precision] * float(np.abs(values).max()), _LEAST_STEP)
+
+
+def quantizers(piece: nn.Module) -> int:
+    """How many activations a piece quantizes; 0 for a float piece."""
+    traced = getattr(piece, "traced", None)
+    nodes = traced.graph.nodes if isinstance(traced, torch.fx.GraphModule) else ()
+    return sum(str(node.target).startswith("quantized_decomposed.quantize_per_tensor") for node in nodes)

@@ -62,6 +62,7 @@ class SubsetParity:
 
     Attributes:
         samples: how many have it.
+        places: how many labels they have.
         label_agreement: share of places with equal labels, 0..1.
         max_steps: largest logit difference in output steps, samples with a routing flip left out.
         over_one_step: share of the places of those samples that are further off than one step.
@@ -72,6 +73,7 @@ class SubsetParity:
     """
 
     samples: int
+    places: int
     label_agreement: float
     max_steps: float
     over_one_step: float
@@ -207,6 +209,7 @@ class Tally:
             raise ParityError("parity compared nothing: an empty check proves nothing")
         return SubsetParity(
             samples=self.samples,
+            places=self.places,
             label_agreement=self.equal_labels / self.places,
             max_steps=self.max_steps,
             over_one_step=self.over_one_step / max(self.kept_places, 1),
