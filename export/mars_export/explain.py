@@ -42,7 +42,7 @@ class LayerDifference:
     """One boundary of one method.
 
     Attributes:
-        layer: the operations since the boundaries before, and the module whose weights they use.
+        layer: its number, the operations since the boundaries before, and the module whose bias they add.
         step: what one step is in the layer's units; that of its quantizer where it has one.
         max_steps: largest difference; NaN where a side gives NaN, None where the layer could not be run.
         mean_steps: mean difference.
@@ -256,14 +256,14 @@ def _boundaries(traced: fx.GraphModule) -> list[_Boundary]:
         if _is_quantizer(node):
             source, scale = node.args[0], node.args[1]
             assert isinstance(source, fx.Node)
-            found.append(_Boundary(node, _label(source), float(scale)))
+            found.append(_Boundary(node, f"{len(found) + 1}: {_label(source)}", float(scale)))
         elif _is_float_layer(node):
-            found.append(_Boundary(node, _label(node), None))
+            found.append(_Boundary(node, f"{len(found) + 1}: {_label(node)}", None))
     return found
 
 
 def _label(node: fx.Node) -> str:
-    """The operations that lead to `node` from the boundaries before it, and the module of their weights."""
+    """The operations that lead to `node` from the boundaries before it, and the module of their bias."""
     operations: list[str] = []
     modules: list[str] = []
     pending = [node]

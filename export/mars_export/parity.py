@@ -35,13 +35,15 @@ from mars_training.model.mars import DeployedMars
 
 LEAST_AGREEMENT = 0.99
 MOST_STEPS = 2.0
-# Of a segmentation's many pixels a few may round the other way in every layer; 99 of 100 keep to MOST_STEPS.
-MOST_PIXEL_STEPS = 8.0
+# Of a segmentation's many pixels a few round the other way in every layer, and many are undecided; 99 of 100 keep to
+# MOST_STEPS. Measured on generated scenes: 2.2 steps and 99.2 % equal labels over 650,000 pixels.
+MOST_PIXEL_STEPS = 4.0
+LEAST_PIXEL_AGREEMENT = 0.98
 # An expert may differ only where the reference's own margin was within MOST_STEPS, and in this share of samples.
 MOST_FLIPS = 0.05
 # Of the values that a method gives for the model's own inputs, this share may be off by a step at all, plus as much as
-# each of its quantizers may round the other way (measured: 0.3 % a quantizer in the encoders of the bundled models,
-# 0.1 % in their experts). Another expert of similar outputs is off nearly everywhere, by little.
+# each of its quantizers may round the other way (measured: 0.3 to 0.6 % a quantizer in encoders, less than
+# 0.1 % in experts). Another expert of similar outputs is off nearly everywhere, by little.
 MOST_OFF = 0.02
 MOST_OFF_PER_QUANTIZER = 0.01
 _METHOD_SAMPLES = 16
@@ -79,7 +81,7 @@ class MethodParity:
 def bounds(*, segmentation: bool = False) -> dict[str, float]:
     """What this gate allows, by the entry of the report that it bounds."""
     return {
-        "label_agreement": LEAST_AGREEMENT,
+        "label_agreement": LEAST_PIXEL_AGREEMENT if segmentation else LEAST_AGREEMENT,
         "max_steps": MOST_PIXEL_STEPS if segmentation else MOST_STEPS,
         "p99_steps": MOST_STEPS,
         "routing_flips": MOST_FLIPS,
@@ -167,6 +169,18 @@ def require_disjoint(held_out: Split, seen: Mapping[str, Split]) -> None:
         common = len(ids & set(sample_ids(split)))
         if common:
             raise ParityError(f"{common} of {len(held_out)} parity samples are in the {name} split: take others")
+
+
+def require_finite_weights(model: DeployedMars) -> None:
+    """Passes when every constant of every piece is finite; for before lowering, which fails on others in its own words.
+
+    Raises:
+        ParityError: names the method and the first constant that is not.
+    """
+    for method, piece in pieces_of(model).items():
+        for name, tensor in (*piece.named_parameters(), *piece.named_buffers()):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ParityError(f"the model itself holds NaN or infinity: {name} of method {method}")
 
 
 def runner_of(engine: Engine, path: Path) -> Pieces:

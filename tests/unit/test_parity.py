@@ -159,6 +159,17 @@ def test_a_nan_weight_in_the_model_itself_is_refused_even_where_the_artifact_has
             check(engine_of(wrong), wrong, split(4, 9))
 
 
+def test_a_weight_that_is_not_finite_is_named_before_anything_is_lowered(deployed: DeployedMars) -> None:
+    parity.require_finite_weights(deployed)
+    for value in (math.nan, math.inf):
+        wrong = copy.deepcopy(deployed)
+        name, parameter = next(iter(wrong.experts[1].named_parameters()))
+        parameter.data.flatten()[0] = value
+        with pytest.raises(ParityError) as caught:
+            parity.require_finite_weights(wrong)
+        assert str(caught.value) == f"the model itself holds NaN or infinity: {name} of method expert_1"
+
+
 def test_an_engine_that_fails_is_refused_with_its_reason(deployed: DeployedMars) -> None:
     class Failing(TorchEngine):
         def infer(self, samples: Arrays, features: Arrays) -> Inference:
@@ -333,7 +344,7 @@ def test_a_segmentation_is_compared_without_keeping_its_maps(monkeypatch: pytest
     )
     report = parity.check(engine, given, held_out, pieces=engine)
     assert asked == [2, 2, 2]
-    assert report.bounds["max_steps"] == parity.MOST_PIXEL_STEPS
+    assert (report.bounds["max_steps"], report.bounds["label_agreement"]) == (4.0, 0.98)
     assert report.worst is not None and len(report.worst.pixel) == 2
     assert all(p.label_agreement == 1.0 and p.samples == 6 for p in report.subsets.values())
 
