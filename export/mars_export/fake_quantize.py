@@ -21,7 +21,7 @@ from mars_edge.errors import UsageError
 from mars_export.fold import drop_dropout, fold_batch_norms
 from mars_export.fusion_share import SummedFusion, share_fusion
 from mars_export.hush import hushed
-from mars_export.pieces import Piece, example_inputs, pieces_of, range_observers, replace_piece, trace
+from mars_export.pieces import Piece, example_inputs, pieces_of, replace_piece, trace
 from mars_training.model.mars import DeployedMars, RouteStage
 from mars_training.model.routers import FeatureRouter
 
@@ -267,34 +267,8 @@ def _path(node: torch.fx.Node) -> str:
     return paths[-1] if paths else ""
 
 
-def freeze_ranges(deployed: nn.Module) -> None:
-    """Stops the observers of activations for good: their scales and zero points stay; weights keep their own range."""
-    for piece in _prepared_pieces(deployed):
-        piece.ranges_frozen = True
-        piece.train(piece.training)
-
-
-def average_ranges(deployed: nn.Module, batch: int) -> None:
-    """Makes ranges the mean over all batches observed so far, of which `batch` (from 0) is the next."""
-    for piece in _prepared_pieces(deployed):
-        for observer in range_observers(piece.traced):
-            observer.activation_post_process.averaging_constant = 1.0 / (batch + 1)
-
-
-def track_ranges(deployed: nn.Module) -> None:
-    """Makes ranges follow training slowly: each batch moves them by a hundredth."""
-    for piece in _prepared_pieces(deployed):
-        for observer in range_observers(piece.traced):
-            observer.activation_post_process.averaging_constant = 0.01
-
-
-def _prepared_pieces(deployed: nn.Module) -> list[Piece]:
-    return [module for module in deployed.modules() if isinstance(module, Piece)]
-
-
 def freeze_observers(deployed: nn.Module) -> None:
-    """Stops every range observer, those of weights too."""
-    freeze_ranges(deployed)
+    """Stops every range observer: scales and zero points stay as they are from here on."""
     deployed.apply(_disable_observer())
 
 

@@ -73,7 +73,8 @@ def _require_foldable(module: nn.Module) -> None:
     for name, norm in module.named_modules():
         if isinstance(norm, _BatchNorm) and (not isinstance(norm, _NORMS) or norm.running_mean is None):
             why = "has no running statistics" if norm.running_mean is None else f"is a {type(norm).__name__}"
-            raise UsageError(f"batch norm {name!r} {why}; only BatchNorm1d and BatchNorm2d with them can be folded")
+            able = "BatchNorm1d and BatchNorm2d with running statistics"
+            raise UsageError(f"batch norm {name!r} {why}; only {able} can be folded")
 
 
 def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:

@@ -24,13 +24,9 @@ _LARGEST_BATCH = 1 << 20
 
 
 class Piece(nn.Module):
-    """A traced piece; the modes differ only in that evaluation moves no range.
+    """A traced piece that computes the same in training and evaluation mode.
 
-    A traced graph refuses `train()`; without batch norm or dropout there is nothing to switch but its observers:
-    what validation scores must not teach them.
-
-    Attributes:
-        ranges_frozen: training moves no range either.
+    A traced graph refuses `train()`; without batch norm or dropout there is nothing to switch.
     """
 
     # Not "graph": exporting a Piece again would look its weights up in GraphModule.graph.
@@ -38,21 +34,13 @@ class Piece(nn.Module):
     def __init__(self, traced: nn.Module) -> None:
         super().__init__()
         self.traced = traced
-        self.ranges_frozen = False
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.traced(*inputs)
 
     def train(self, mode: bool = True) -> Piece:
         self.training = mode
-        for observer in range_observers(self.traced):
-            observer.enable_observer(mode and not self.ranges_frozen)
         return self
-
-
-def range_observers(traced: nn.Module) -> list[Any]:
-    """The quantizers of a prepared piece that learn an activation's range; a converted piece has none."""
-    return [m for m in traced.modules() if type(m).__name__ == "FusedMovingAvgObsFakeQuantize"]
 
 
 def pieces_of(deployed: DeployedMars) -> dict[str, nn.Module]:

@@ -22,19 +22,17 @@ from mars_edge.errors import UsageError
 from mars_export.distill import distilling, frozen_copy
 from mars_export.fake_quantize import LinearRouter as LinearRouter
 from mars_export.fake_quantize import (
-    average_ranges,
     freeze_observers,
-    freeze_ranges,
     make_traceable,
     prepare,
-    track_ranges,
 )
 from mars_export.fold import fold_batch_norms as fold_batch_norms
 from mars_export.hush import hushed
 from mars_export.pieces import Piece, one_dequantizer_each, pieces_of, replace_piece
+from mars_export.ranges import Ranges
 from mars_training.data.split import Data, Source, Split
 from mars_training.epoch import StepReport
-from mars_training.evaluate import mean_error, score_subsets
+from mars_training.evaluate import batch_size_for, mean_error, score_subsets
 from mars_training.methods.step import own_partial
 from mars_training.model.mars import DeployedMars, TrainingMars
 from mars_training.model.rows import encode_rows
@@ -45,6 +43,8 @@ from mars_training.train import EpochReport, Hooks, NotFiniteError, fit, update_
 # Raised when equal settings no longer give equal pieces.
 _REVISION = 2
 _OBSERVED_ROWS = 1024
+# Of the way from its range so far to that of the step's values.
+_RANGE_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,13 +216,14 @@ def _train(
 ) -> None:
     # The feature router has learned to route long ago.
     model.router_warmup = 0
-    track_ranges(model.deployed)
+    ranges = Ranges(model.deployed)
     schedule = quantization_schedule(recipe, data.source)
     freeze_from = recipe.export.qat_freeze * recipe.export.qat_epochs
 
     def after_step(step: StepReport) -> None:
         if step.epoch + step.step / step.steps >= freeze_from:
-            freeze_ranges(model.deployed)
+            ranges.frozen = True
+        ranges.learn(_RANGE_RATE)
 
     def after_epoch(epoch: EpochReport) -> None:
         best.offer(model, epoch.validation_error)
@@ -232,8 +233,9 @@ def _train(
     if teacher is not None:
         update = distilling(update, model, teacher, schedule)
     try:
-        hooks = Hooks(after_step=after_step, after_epoch=after_epoch)
-        fit(model, data, schedule, seed=seed, hooks=hooks, update=update)
+        with ranges.watched():
+            hooks = Hooks(after_step=after_step, after_epoch=after_epoch)
+            fit(model, data, schedule, seed=seed, hooks=hooks, update=update)
     except NotFiniteError as error:
         raise UsageError(
             f"quantization-aware training diverged ({error}); lower export.qat_rate, "
@@ -243,17 +245,23 @@ def _train(
 
 @torch.no_grad()
 def observe(deployed: DeployedMars, train: Split, recipe: Recipe) -> None:
-    """Gives every observer its range: the mean over batches of training rows, complete and incomplete as a device sees.
+    """Gives every activation its range in the float model: the mean over batches of training rows of their extremes.
 
-    A row that lacks a modality does not enter that modality's ranges.
+    The batches are as large as evaluation's: the extremes of a few rows would cut off what others hold. Each row is met
+    as it is and with one incomplete mask, through the path that a device runs. A row that lacks a modality does not
+    enter that modality's ranges.
     """
     deployed.train()
     sampler = MaskSampler(deployed.modalities, start=1, tau=1.0, floor=0.0, always_present=recipe.data.always_present)
     rows = torch.randperm(len(train))[:_OBSERVED_ROWS]
-    for number, indices in enumerate(torch.split(rows, max(recipe.schedule.batch_size, 2))):
-        average_ranges(deployed, number)
-        present = train.presence[indices]
-        features = encode_rows(deployed.encoders, train.batch(indices), present)
-        partial = own_partial(sampler.masks(sampler.draw(len(indices))), present)
-        deployed.classify([torch.cat([f, f]) for f in features], torch.cat([present, partial]))
+    ranges = Ranges(deployed)
+    ranges.round(False)
+    with ranges.watched():
+        for number, indices in enumerate(torch.split(rows, max(batch_size_for(train), 2))):
+            present = train.presence[indices]
+            features = encode_rows(deployed.encoders, train.batch(indices), present)
+            partial = own_partial(sampler.masks(sampler.draw(len(indices))), present)
+            deployed.classify([torch.cat([f, f]) for f in features], torch.cat([present, partial]))
+            ranges.learn(1.0 / (number + 1))
+    ranges.round(True)
     deployed.eval()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from mars_edge.errors import UsageError
 from mars_export import cache, pieces, quantize
 from mars_export.hush import hushed
 from mars_training.model.mars import DeployedMars
