@@ -279,7 +279,7 @@ def test_a_nan_that_only_the_features_show_is_refused(deployed: DeployedMars) ->
     assert refusal(engine, deployed, split(4, 9)) == expected
 
 
-def test_the_worst_case_can_be_looked_up(deployed: DeployedMars) -> None:
+def test_the_worst_case_can_be_looked_up(deployed: DeployedMars, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slipping(TorchEngine):
         def infer(self, samples: Arrays, features: Arrays) -> Inference:
             answer = super().infer(samples, features)
@@ -291,12 +291,27 @@ def test_the_worst_case_can_be_looked_up(deployed: DeployedMars) -> None:
     held_out = split(12, 9)
     marked = engine_of(deployed).execute("encode_ir", [held_out.batch(torch.tensor([7]))["ir"].numpy()])[0]
     rows = [100 + 3 * i for i in range(12)]
+    monkeypatch.setattr(parity, "_BATCH", 5)
     engine = Slipping(deployed, engine_of(deployed).manifest)
     worst = parity.measure(engine, deployed, held_out, pieces=engine, rows=rows).worst
     assert worst is not None
     assert (worst.subset, worst.row, worst.pixel, worst.flipped) == ("rgb+ir", 121, (), False)
     assert worst.sample == parity.sample_ids(held_out)[7]
     assert worst.artifact[0] - worst.model[0] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_nan_is_a_worse_case_than_any_number_and_a_flip_a_better_one() -> None:
+    finite, flipped = row([9.0, 0.0], [0.0, 0.5], [1, 0]), row([99.0, 0.0], [0.0, 0.5], [0, 2])
+    unknown = row([math.nan, 0.0], [0.0, 0.0], [0, 1])
+    assert tally.badness(unknown) > tally.badness(finite) > tally.badness(flipped)
+
+
+def test_the_pieces_called_one_by_one_give_the_answer_of_the_whole_model(deployed: DeployedMars) -> None:
+    held_out = split(3, 9)
+    for subset in subsets.all_subsets(NAMES):
+        *_, head = reference.calls(deployed, held_out.batch(torch.tensor([2])), subset)
+        (answer,) = reference.answers(deployed, held_out, [subset]).values()
+        np.testing.assert_allclose(head.outputs[0][0].numpy(), answer.logits[2], rtol=1e-4, atol=1e-5)
 
 
 # Label maps.
