@@ -251,7 +251,7 @@ def _is_float_layer(node: fx.Node) -> bool:
 
 
 def _boundaries(traced: fx.GraphModule) -> list[_Boundary]:
-    found = []
+    found: list[_Boundary] = []
     for node in traced.graph.nodes:
         if _is_quantizer(node):
             source, scale = node.args[0], node.args[1]

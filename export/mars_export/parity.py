@@ -230,10 +230,14 @@ def measure(
     """
     if not len(held_out):
         raise ParityError("parity has no samples: an empty check proves nothing")
+    limits = bounds(segmentation=engine.manifest.task == "segmentation")
+    methods: dict[str, MethodParity] = {}
     try:
         methods = method_parity(pieces, model, held_out, engine.manifest.precision)
         count = _count(engine, model, held_out, range(len(held_out)) if rows is None else rows)
     except EngineError as error:
+        # Where a method alone shows why, that says more than the failure of the whole.
+        _require_methods(methods, limits)
         raise ParityError(f"{engine.name}: {error}") from error
     measured = {label: tally.report() for label, tally in count.tallies.items() if tally.samples}
     return Parity(
@@ -246,7 +250,7 @@ def measure(
         scale=count.scale,
         worst=count.worst,
         unmeasured=tuple(label for label in count.tallies if label not in measured),
-        bounds=bounds(segmentation=engine.manifest.task == "segmentation"),
+        bounds=limits,
     )
 
 
@@ -302,23 +306,23 @@ def require_parity(report: Parity) -> None:
     """
     if not report.subsets or report.samples < 1 or not report.method_parity:
         raise ParityError("parity compared nothing: an empty check proves nothing")
-    _require_methods(report)
+    _require_methods(report.method_parity, report.bounds)
     for subset, parity in report.subsets.items():
         for ok, message in _checks(parity, report.bounds):
             if not ok:
                 raise ParityError(f"{report.engine} on {subset}: {message}")
 
 
-def _require_methods(report: Parity) -> None:
-    most = report.bounds["method_max_steps"]
-    beyond = {name: m.max_steps for name, m in report.method_parity.items() if not m.max_steps <= most + SLACK}
+def _require_methods(methods: Mapping[str, MethodParity], allowed: Mapping[str, float]) -> None:
+    most = allowed["method_max_steps"]
+    beyond = {name: m.max_steps for name, m in methods.items() if not m.max_steps <= most + SLACK}
     if beyond:
         name = _worst(beyond)
         raise ParityError(f"method {name} is off by {beyond[name]:.4g} output steps, allowed {most:g}")
-    often = {name: m.off - m.off_allowed for name, m in report.method_parity.items() if not m.off <= m.off_allowed}
+    often = {name: m.off - m.off_allowed for name, m in methods.items() if not m.off <= m.off_allowed}
     if often:
         name = _worst(often)
-        method = report.method_parity[name]
+        method = methods[name]
         raise ParityError(f"method {name} is off in {method.off:.2%} of its values, allowed {method.off_allowed:.0%}")
 
 
