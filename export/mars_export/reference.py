@@ -23,8 +23,9 @@ from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
 
 Precision = Literal["int8", "fp16", "fp32"]
-# Stand in for a quantization step of a float artifact, as shares of the largest value: two of them are 0.1 % and 1 %.
-FLOAT_STEPS: Mapping[Precision, float] = {"fp32": 5e-4, "fp16": 5e-3, "int8": 5e-4}
+# Stand in for a quantization step of a float artifact, as shares of the largest value: two of them are 0.1 %
+# and 0.4 % (measured in the methods of the bundled face model: 0.1 % in float16).
+FLOAT_STEPS: Mapping[Precision, float] = {"fp32": 5e-4, "fp16": 2e-3, "int8": 5e-4}
 # No difference at all is allowed where every value is zero.
 _LEAST_STEP = 1e-30
 

@@ -427,7 +427,7 @@ def test_samples_that_training_validation_or_calibration_saw_are_refused() -> No
 def test_float_steps_are_shares_of_the_largest_value(deployed: DeployedMars) -> None:
     values = np.array([-2.0, 1.0], np.float32)
     assert reference.step(deployed, "head", 0, values, "fp32") == 2.0 * 5e-4
-    assert reference.step(deployed, "head", 0, values, "fp16") == 2.0 * 5e-3
+    assert reference.step(deployed, "head", 0, values, "fp16") == 2.0 * 2e-3
     # A float piece in an int8 artifact: alone it is as exact as float32, behind int8 pieces it is not.
     assert reference.step(deployed, "head", 0, values, "int8") == 2.0 * 5e-4
     assert reference.step(deployed, "head", 0, values, "int8", alone=False) == pytest.approx(3.0 / 255.0)
