@@ -118,3 +118,15 @@ def test_the_report_is_a_table_and_json(report: Sensitivity) -> None:
         "all (int8)               1000000.0    20.00",
         "none (float)                   0.0    10.00",
     ]
+
+
+def test_a_layer_between_int8_layers_does_not_answer_for_the_values_that_those_round() -> None:
+    given = model()
+    with torch.no_grad():
+        # Nothing of these weights is lost in 8 bits; the constant that the layer then answers is rounded by its reader.
+        given.deployed.encoders["ir"].stack[1][0].weight.zero_()  # type: ignore[union-attr, index]
+    with hushed():
+        found = sensitivity.measure(given, DATA, recipe(), seed=0, samples=20)
+    effect = {layer.name: layer.kl for layer in found.layers}
+    assert effect["encode_ir/0.stack.1.0"] == 0.0
+    assert effect["encode_ir/1"] > 0.0 and found.between_kl > 0.0
