@@ -6,7 +6,7 @@ Axes: N = 3 experts, K = 2, H = W = 8 pixels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,22 +82,6 @@ def biases(traced: Any) -> list[torch.Tensor]:
 # What was lowered.
 
 
-@dataclass(frozen=True)
-class _Manager:
-    """Edge programs, some taken from another one or under another name."""
-
-    good: Any
-    others: Mapping[str, tuple[Any, str]]
-
-    @property
-    def compile_config(self) -> Any:
-        return self.good.compile_config
-
-    def exported_program(self, method: str) -> Any:
-        manager, name = self.others.get(method, (self.good, method))
-        return manager.exported_program(name)
-
-
 def exchanged(payload: lowering.Payload, first: str, second: str) -> lowering.Payload:
     """The payload with two methods in each other's place."""
     if isinstance(payload, lowering.OnnxPayload):
@@ -105,10 +89,8 @@ def exchanged(payload: lowering.Payload, first: str, second: str) -> lowering.Pa
         models[first], models[second] = named(models[second], second, first), named(models[first], first, second)
         return replace(payload, models=models)
     assert isinstance(payload, to_executorch.Lowered)
-    manager = payload._manager
-    return to_executorch.Lowered(
-        _Manager(manager, {first: (manager, second), second: (manager, first)}), payload.methods
-    )
+    parts = payload.parts
+    return replace(payload, parts={**parts, first: parts[second], second: parts[first]})
 
 
 def named(model: ModelProto, old: str, new: str) -> ModelProto:
@@ -130,7 +112,7 @@ def relowered(payload: lowering.Payload, wrong: lowering.Model, method: str) -> 
     assert isinstance(payload, to_executorch.Lowered)
     example = wrong.examples()[method]
     again = to_executorch.lower({method: pieces_of(wrong.deployed)[method]}, {method: example})
-    return to_executorch.Lowered(_Manager(payload._manager, {method: (again._manager, method)}), payload.methods)
+    return replace(payload, parts={**payload.parts, method: again.parts[method]})
 
 
 def with_initializer(

@@ -25,13 +25,13 @@ def test_too_little_on_the_delegate_is_refused_with_the_worst_method() -> None:
     with pytest.raises(ParityError) as caught:
         require_coverage(coverage, 0.9)
     assert str(caught.value) == (
-        "XNNPACK executes 78.6% of the operations, at least 90% are needed; "
+        "the delegate executes 78.6% of the work, at least 90% are needed; "
         "worst method head, outside: aten.mean.dim, aten.sum.dim"
     )
 
 
 def test_counting_nothing_is_no_coverage() -> None:
-    with pytest.raises(ParityError, match=r"^XNNPACK executes 0\.0% of the operations"):
+    with pytest.raises(ParityError, match=r"^the delegate executes 0\.0% of the work"):
         require_coverage({}, 0.9)
 
 
