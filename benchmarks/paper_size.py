@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +36,7 @@ from mars_export.hush import hushed
 from mars_export.pieces import float_pieces
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine
+from mars_runtime.machine import this_machine
 from mars_training.checkpoint import RunInfo, load_model
 from mars_training.data.load import describe, load_data, load_split
 from mars_training.model.mars import DeployedMars, TrainingMars
@@ -222,8 +221,9 @@ def main() -> int:
         print(json.dumps([asdict(row) for row in rows]))
         return 0
     print(as_markdown(rows))
-    where = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
-    print(f"\n{options.rounds} rounds, {options.threads} threads, {datetime.now(UTC):%Y-%m-%d}, {where}")
+    machine = this_machine()
+    where = f"{machine}, load {machine.load or 0.0:.1f}, torch {torch.__version__}"
+    print(f"\n{options.rounds} rounds, {options.threads} threads each, {datetime.now(UTC):%Y-%m-%d}, {where}")
     return 0
 
 

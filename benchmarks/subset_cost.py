@@ -6,15 +6,14 @@ Axes: R rounds, S subsets. Runs without PyTorch: each file is executed by the en
 round times every subset of every file once, from preprocessed sample to logits, nothing cached, in an order that
 changes from round to round: whatever else the machine does meets all of them. A share is the median time of a subset
 over the median time of all present, with a 95 % bootstrap interval over rounds. The sample is the artifact's golden
-one. Multiply-accumulates are those that the manifest states.
+one. Multiply-accumulates are those that the manifest states. Give the files of one model: a large one would put the
+weights of a small one out of the cache before each of its turns, which no device that runs one model does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from mars_edge.manifest import Manifest, subset_cost
 from mars_edge.options import OneLineParser, positive
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine
+from mars_runtime.machine import this_machine
 
 MOST_MACS = 0.45
 MOST_TIME = 0.55
@@ -247,8 +247,9 @@ def main() -> int:
         print(json.dumps([asdict(costs) for costs in found]))
         return 0
     print(as_markdown(found))
-    where = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, load {os.getloadavg()[0]:.1f}"
-    print(f"\n{options.rounds} rounds, {datetime.now(UTC):%Y-%m-%d}, {where}, Python {platform.python_version()}")
+    machine = this_machine()
+    where = f"{machine}, load {machine.load or 0.0:.1f}, {options.threads} threads per engine"
+    print(f"\n{options.rounds} rounds, {datetime.now(UTC):%Y-%m-%d}, {where}")
     return 0
 
 
