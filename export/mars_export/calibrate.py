@@ -305,7 +305,12 @@ def _spoof_point(
     )
     threshold = pick_threshold(seen_scores, seen_live, validation[1].group_labels, recipe)
     errors = metrics.spoof_errors(scores, live, test[1].group_labels, threshold)
-    reasons = shortfalls(errors, np.unique(validation[1].group_labels[~seen_live]).tolist(), recipe)
+    known = np.unique(validation[1].group_labels[~seen_live]).tolist()
+    accepts = bool((seen_scores >= threshold).any())
+    reasons = _reasons(
+        None if accepts else "only a threshold above every validation score meets the target",
+        *shortfalls(errors, known, recipe),
+    )
     point = OperatingPoint(
         threshold=threshold,
         metric="acer",

@@ -161,6 +161,15 @@ def test_a_point_that_rejects_everybody_is_not_certified() -> None:
     assert found == ("every bona fide test sample is rejected",)
 
 
+def test_a_target_that_validation_is_too_small_for_certifies_nothing() -> None:
+    samples = split(400, 0)
+    given = separable(samples, 1, 0.5), samples
+    recipe = ExportRecipe(threshold="apcer", apcer_target=0.02, apcer_bounded=True)
+    found = calibrate.calibrated(given, (separable(samples, 2, 0.9), samples), SOURCE, recipe)
+    assert found.shortfalls == ("only a threshold above every validation score meets the target",)
+    assert not found.point.certified
+
+
 @pytest.mark.parametrize("others", [0, 2])
 def test_a_species_worse_than_the_bound_is_certified_by_at_most_one_test_set_in_forty(others: int) -> None:
     recipe = ExportRecipe(certify_max_apcer=0.05)
