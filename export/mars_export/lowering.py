@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from onnx import numpy_helper
 
-from mars_edge.errors import UsageError
 from mars_export import to_executorch, to_onnx
+from mars_export.onnx_structure import check_structure
 from mars_export.pieces import Examples, example_inputs, float_pieces, pieces_of
+from mars_export.targets import Precision as Precision
+from mars_export.targets import Target, default_target
 from mars_training.checkpoint import RunInfo
 from mars_training.costs import costs
 from mars_training.methods import build_model, deployed_of
 from mars_training.model.mars import DeployedMars
-
-Precision = Literal["int8", "fp16", "fp32"]
-LEAST_COVERAGE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,26 +101,25 @@ def _stored_bytes(model: Any) -> int:
     return sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
 
 
-def lower(model: Model, suffix: str) -> Payload:
-    """The model's pieces for the format that `suffix` names, ".pte" or ".onnx".
+def lower(model: Model, target: Target | str) -> Payload:
+    """The model's pieces in the form of `target`, or of the default target of a suffix, ".pte" or ".onnx".
 
     Raises:
-        UsageError: another suffix.
-        ParityError: too few operations of a .pte run on its delegate.
+        UsageError: another suffix, a precision that the target cannot hold, or a backend that is not here.
+        ParityError: too little work of a .pte is on its delegate, or the target's runtime cannot load the graph.
     """
-    pieces = pieces_of(model.deployed)
-    examples = model.examples()
-    if suffix == ".pte":
-        lowered = to_executorch.lower(pieces, examples)
-        to_executorch.require_coverage(lowered.coverage(), LEAST_COVERAGE)
+    target = default_target(target) if isinstance(target, str) else target
+    target.require_precision(model.precision)
+    pieces, examples = pieces_of(model.deployed), model.examples()
+    if target.suffix == ".pte":
+        lowered = to_executorch.lower(pieces, examples, target, model.precision)
+        to_executorch.require_coverage(lowered.coverage(), target.least_coverage)
         return lowered
-    if suffix != ".onnx":
-        raise UsageError(f"output suffix {suffix!r} is unknown; allowed: .pte, .onnx")
-    models = to_onnx.export_pieces(pieces, examples)
-    if model.precision == "int8":
-        for proto in models.values():
-            to_onnx.to_unsigned(proto)
-    return OnnxPayload(layout=_layout(model, examples), models=models)
+    models = to_onnx.lower(pieces, examples, precision=model.precision, weights=target.weights, opset=target.opset)
+    payload = OnnxPayload(layout=_layout(model, examples), models=models)
+    if target.runtime != "executorch":  # a .onnx has none of the other
+        check_structure(to_onnx.assemble(payload.layout, models, "{}"), target.runtime)
+    return payload
 
 
 def _layout(model: Model, examples: Examples) -> to_onnx.Layout:
