@@ -28,6 +28,7 @@ _STYLE = {
 _DPI = 110
 _INCHES_EACH = 5.4
 Colour = tuple[float, float, float, float]
+_LEGEND = "bars, of what was trained:\nstandard deviation over seeds,\n95 % interval of the median"
 _NAMES = {"latency": "milliseconds", "macs": "million multiply-accumulates"}
 
 
@@ -100,7 +101,7 @@ def picture(front: Front) -> bytes:
         panels[0].set_ylabel("validation error in %, mean over subsets")
         figure.suptitle(_plain(f"{front.name}: N experts, K of them active"), fontsize=11)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        figure.legend(handles, labels, loc="outside right upper", title=_LEGEND, alignment="left")
         FigureCanvasAgg(figure)
         written = io.BytesIO()
         figure.savefig(written, format="png", dpi=_DPI, metadata={"Software": None})
@@ -128,14 +129,20 @@ def _draw(axes: Axes, front: Front, cost: str) -> None:
 def _draw_group(axes: Axes, front: Front, cost: str, members: Sequence[Candidate], colour: Colour, label: str) -> None:
     x = np.array([_at(front, c, cost) for c in members])
     y = np.array([100 * c.mean_error for c in members])
-    spreads = [100 * (c.deviation or 0.0) for c in members]
     axes.plot(x, y, "-" if members[0].how is None else ":", color=colour, linewidth=0.8, alpha=0.6)
-    axes.errorbar(x, y, yerr=spreads, xerr=_widths(front, members, cost), fmt="none", ecolor=colour, alpha=0.35)
+    _draw_bars(axes, front, cost, [c for c in members if c.as_trained], colour)
     marker = {"drop": "v", "merge": "^"}.get(members[0].how or "", "o")
     for c, at, error in zip(members, x, y, strict=True):
         face = colour if c.as_trained else "white"
         axes.plot(at, error, marker, color=colour, markerfacecolor=face, markersize=7 if c.as_trained else 4)
     axes.plot([], [], marker, color=colour, label=label)
+
+
+def _draw_bars(axes: Axes, front: Front, cost: str, members: Sequence[Candidate], colour: Colour) -> None:
+    """Of what was trained alone: bars of every candidate would hide the points."""
+    x, y = [_at(front, c, cost) for c in members], [100 * c.mean_error for c in members]
+    spreads = [100 * (c.deviation or 0.0) for c in members]
+    axes.errorbar(x, y, yerr=spreads, xerr=_widths(front, members, cost), fmt="none", ecolor=colour, alpha=0.4)
 
 
 def _at(front: Front, candidate: Candidate, cost: str) -> float:

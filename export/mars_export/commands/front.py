@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
-
-import torch
 
 from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser, positive
@@ -59,7 +56,6 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"-o {options.output} is a file; give a folder")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     plan = Plan(
         folder=options.data,
         hows=tuple(dict.fromkeys(options.cut)),
