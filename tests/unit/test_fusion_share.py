@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -52,8 +53,9 @@ def test_the_offset_is_added_once_whatever_is_missing() -> None:
     assert z[:, 0].unique().tolist() == [1.5] and z[:, 1].unique().tolist() == [0.0]
 
 
-def test_a_fusion_of_several_layers_stays_whole() -> None:
-    deep = dataclasses.replace(recipe(), model=dataclasses.replace(recipe().model, fusion_kind="resnet_stage"))
+@pytest.mark.parametrize("changes", [{"fusion_kind": "resnet_stage"}, {"fusion_kernel": 1}], ids=str)
+def test_a_fusion_of_several_layers_or_of_single_pixels_stays_whole(changes: dict[str, Any]) -> None:
+    deep = dataclasses.replace(recipe(), model=dataclasses.replace(recipe().model, **changes))
     deployed = build_model(deep, MODALITIES, len(LABELS)).deployed
     fold_batch_norms(deployed)
     before = [name for name, _ in deployed.named_modules()]
