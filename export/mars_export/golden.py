@@ -24,7 +24,7 @@ from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
 
 _CANDIDATES = 64
-_MOST_VALUES = 48 * 1024
+_MOST_VALUES = 4096
 # Of a segmentation, as shares of height and width.
 _PIXELS_AT = (0.25, 0.5, 0.75)
 # Float artifacts, as shares of the largest logit: another processor sums in another order.
