@@ -105,9 +105,11 @@ def test_stored_pieces_answer_as_before_and_only_for_their_key(
     converted: DeployedMars, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("run") / "qat"
-    cache.save(folder, {"weights": "a"}, converted, SHAPES)
+    cache.save(folder, {"weights": "a"}, converted, SHAPES, {"chosen_epoch": 2})
     assert cache.load(folder, {"weights": "b"}, model().deployed) is None
-    loaded = cache.load(folder, {"weights": "a"}, model().deployed)
+    found = cache.load(folder, {"weights": "a"}, model().deployed)
+    assert found is not None and found[1] == {"chosen_epoch": 2}
+    loaded = found[0]
     assert loaded is not None
     inputs = split(5, 2).batch(torch.arange(5))
     with torch.no_grad():
