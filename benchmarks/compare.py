@@ -39,7 +39,8 @@ def scores_of(target: Path, data: Path | None, split: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "mars_edge", "evaluate", *given, *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise UsageError(result.stderr.strip().splitlines()[-1])
+        said = result.stderr.strip().splitlines() or [f"evaluating {target} ended with status {result.returncode}"]
+        raise UsageError(said[-1])
     table: dict[str, Any] = json.loads(result.stdout)
     return dict(table.get("selected", table))
 
