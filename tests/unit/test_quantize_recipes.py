@@ -245,7 +245,7 @@ def test_recurrent_layers_stay_float_and_say_so() -> None:
     deployed = lively(recipe, source).deployed
     with hushed():
         notes = quantize.prepare(deployed, {m.name: m.shape for m in source.modalities})
-    assert notes == ("encode_a/0.0.lstm stays float32: recurrent layers have no int8 kernel",)
+    assert notes == ("encode_a/0.lstm stays float32: recurrent layers have no int8 kernel",)
 
 
 def test_router_logits_are_never_rounded() -> None:
