@@ -84,7 +84,8 @@ def page(front: Front) -> str:
         rounds = next(iter(front.candidates[0].latency.values())).rounds
         lines.append(
             f"- ms: median of {rounds} decisions in {front.engine} on {platform.machine()}, fp32, all candidates in "
-            "turns in one run, with the 95 % interval of the median."
+            "turns in one run, with the 95 % interval of the median. It is of noise alone: files that do the same work "
+            "may differ by more."
         )
     lines.append("- On a front: no other candidate has a lower error at no higher cost; by means, whatever the spread.")
     return "\n".join(lines) + "\n"
@@ -163,7 +164,15 @@ def _draw_front(axes: Axes, front: Front, cost: str) -> None:
     x, y = [_at(front, c, cost) for c in on], [100 * c.mean_error for c in on]
     axes.step(x, y, where="post", color="black", linewidth=1.2, label="front")
     for c, at, error in zip(on, x, y, strict=True):
-        axes.annotate(c.label, (at, error), xytext=(4, -10), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            c.label,
+            (at, error),
+            xytext=(7, -12),
+            textcoords="offset points",
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
+            zorder=5,
+        )
     axes.plot([], [], "o", color="grey", label="N and K as trained")
     axes.plot([], [], "o", color="grey", markerfacecolor="white", markersize=4, label="another K or N")
 
