@@ -163,15 +163,17 @@ def _draw_front(axes: Axes, front: Front, cost: str) -> None:
     on.sort(key=lambda c: front.cost(c, cost))
     x, y = [_at(front, c, cost) for c in on], [100 * c.mean_error for c in on]
     axes.step(x, y, where="post", color="black", linewidth=1.2, label="front")
-    for c, at, error in zip(on, x, y, strict=True):
+    for i, (c, at, error) in enumerate(zip(reversed(on), reversed(x), reversed(y), strict=True)):
+        # Right of the front and below it there is no candidate, whatever the data.
         axes.annotate(
             c.label,
             (at, error),
-            xytext=(7, -12),
-            textcoords="offset points",
+            xycoords="data",
+            xytext=(0.5, 0.04 + 0.06 * i),
+            textcoords="axes fraction",
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
-            zorder=5,
+            va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "black", "shrinkB": 4},
         )
     axes.plot([], [], "o", color="grey", label="N and K as trained")
     axes.plot([], [], "o", color="grey", markerfacecolor="white", markersize=4, label="another K or N")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -170,6 +172,25 @@ def test_merging_finds_the_channels_of_an_expert_whose_inner_channels_are_shuffl
     torch.testing.assert_close(other(z), one(z))
     torch.testing.assert_close(merging.merged([one, other], [0.5, 0.5])(z), one(z))
     assert merging.alike([*experts_of("mlp", 3)[1:], one, other], [0.25] * 4, to=3) == [(0,), (1,), (2, 3)]
+
+
+def test_no_swap_of_two_channels_makes_a_matched_expert_more_like_the_other() -> None:
+    first, other = ([*merging._folded(e)[0]] for e in experts_of("conv", 2))
+    matched = merging._matched_chain(first, other)
+    best = likeness(first, matched)
+    assert best > likeness(first, other)
+    for i in (0, 1):
+        for swap in itertools.combinations(range(len(matched[i].bias)), 2):
+            order = np.arange(len(matched[i].bias))
+            order[list(swap)] = order[list(reversed(swap))]
+            changed = list(matched)
+            changed[i] = matched[i].ordered(order, np.arange(matched[i].weight.shape[1]))
+            changed[i + 1] = matched[i + 1].ordered(np.arange(len(matched[i + 1].bias)), order)
+            assert likeness(first, changed) <= best + 1e-9
+
+
+def likeness(first: merging.Chain, other: merging.Chain) -> float:
+    return sum(float((a.weight * b.weight).sum() + a.bias @ b.bias) for a, b in zip(first, other, strict=True))
 
 
 def test_one_layer_experts_merge_into_the_mean_of_their_folded_weights() -> None:
