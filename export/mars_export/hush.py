@@ -20,6 +20,7 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r".*torch\.jit\.script_method.*is deprecated.*", DeprecationWarning),  # torch itself, on first use of its JIT
     # nn.LSTM lists its own, registered weights anew while it is traced.
     (r"The tensor attributes? self\.\S+\._flat_weights\[0\].* assigned during export", UserWarning),
+    (r".*_TORCH_OPS_REGISTRY.*is deprecated.*", DeprecationWarning),  # executorch asks coremltools so
     (r"(read|open)_(text|binary) is deprecated.*", DeprecationWarning),  # executorch reads its edge.yaml so
 )
 

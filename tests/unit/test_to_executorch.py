@@ -218,21 +218,25 @@ def inputs_of(method: str, example: tuple[Tensor, ...], generator: torch.Generat
 
 
 @torch.no_grad()
-def furthest(pieces: Mapping[str, nn.Module], examples: Examples, program: bytes) -> float:
-    """The largest difference of an engine's output from its piece: in output steps, or relative to the largest."""
+def differences(pieces: Mapping[str, nn.Module], examples: Examples, program: bytes) -> tuple[float, float]:
+    """The largest and the largest mean difference of an engine's output from its piece, in output steps.
+
+    Of a float output of an int8 piece, which has int8 values somewhere before it, in 128ths of its largest value; of
+    a float32 piece in thousandths.
+    """
     runner = native.NativeRunner(program)
-    generator, worst = torch.Generator().manual_seed(0), 0.0
+    generator, found = torch.Generator().manual_seed(0), []
     for method, piece in pieces.items():
         inputs = inputs_of(method, examples[method], generator)
         answered = piece(*inputs)
         expected = [answered] if isinstance(answered, Tensor) else list(answered)
-        steps = output_steps(piece) or (None,) * len(expected)
+        steps, parts = output_steps(piece) or (None,) * len(expected), 128 if output_steps(piece) else 1000
         given = runner.execute(method, [x.numpy() for x in inputs])
         for want, got, step in zip(expected, given, steps, strict=True):
             assert np.isfinite(got).all() and got.shape == want.shape
-            unit = step or 1e-3 * float(want.abs().max())
-            worst = max(worst, float(np.abs(got - want.numpy()).max()) / unit)
-    return worst
+            off = np.abs(got - want.numpy()) / (step or float(want.abs().max()) / parts)
+            found.append((float(off.max()), float(off.mean())))
+    return max(most for most, _ in found), max(mean for _, mean in found)
 
 
 @needs_engine
@@ -245,8 +249,10 @@ def test_every_edge_recipe_lowers_and_answers_as_its_pieces(name: str, precision
     lowered = lower(pieces, examples, target, precision)
     require_coverage(lowered.coverage(), target.least_coverage)
     assert set(lowered.memory()) == set(lowered.weight_bytes()) == set(pieces)
-    # An int8 output may round the other way after every layer; fp32 stays within a thousandth of the largest.
-    assert furthest(pieces, examples, lowered.program("{}")) <= (3.01 if precision == "int8" else 1.0)
+    most, mean = differences(pieces, examples, lowered.program("{}"))
+    # Each of up to 20 quantizers in a row may round a tie the other way, and the layers after it spread that.
+    assert most <= (5.01 if precision == "int8" else 1.0)
+    assert mean <= 1.0
 
 
 @pytest.mark.parametrize("name", MARS)
@@ -297,6 +303,11 @@ def other(target: str, precision: Precision) -> Lowered:
     return lower(pieces, examples, load_target(target), precision)
 
 
+# coremltools leaves temporary folders to the garbage collector.
+no_folders_left = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+
+
+@no_folders_left
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16", "fp32"])
 @pytest.mark.parametrize(("target", "delegate"), [("vulkan", "VulkanBackend"), ("coreml", "CoreMLBackend")])
@@ -312,9 +323,13 @@ def test_vulkan_and_core_ml_take_the_whole_of_a_piece(target: str, delegate: str
     assert lowered.stored_bytes() <= len(lowered.program("{}"))
 
 
+@no_folders_left
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["vulkan", "coreml"])
 def test_fp16_halves_what_fp32_stores(target: str) -> None:
     if target == "coreml":
         pytest.importorskip("coremltools")
-    assert other(target, "fp16").stored_bytes() < 0.8 * other(target, "fp32").stored_bytes()
+    pieces: dict[str, nn.Module] = {"linear": nn.Linear(512, 512)}
+    examples = {"linear": (torch.zeros(1, 512),)}
+    half, full = (lower(pieces, examples, load_target(target), p).stored_bytes() for p in ("fp16", "fp32"))
+    assert full > 4 * 512 * 512 > 1.8 * half
