@@ -145,11 +145,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python benchmarks/agreement.py face_antispoof.pte face_antispoof.onnx --samples 100",
     )
     parser.add_argument("artifacts", nargs=2, metavar="FILE", help="two artifacts of one model, or bundled names")
-    parser.add_argument("--samples", type=positive(int, most=1_000_000), default=1000, help="default: 1000")
-    parser.add_argument("--inputs", type=Path, metavar="FILE", help="preprocessed samples: read, or rendered and kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no notes on stderr")
+    add_sample_options(parser, samples=1000)
     return parser
+
+
+def add_sample_options(parser: argparse.ArgumentParser, *, samples: int) -> None:
+    """How many samples, where from, and what is printed: what every comparison of answers asks."""
+    add = parser.add_argument
+    add("--samples", type=positive(int, most=1_000_000), default=samples, help=f"default: {samples}")
+    add("--inputs", type=Path, metavar="FILE", help="preprocessed samples: read, or rendered and kept")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--quiet", action="store_true", help="no notes on stderr")
 
 
 def main() -> int:

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from agreement import Answers, Difference, ask, compare, load_samples, table
+from agreement import Answers, Difference, add_sample_options, ask, compare, load_samples, table
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from mars_edge import subsets
 from mars_edge.artifact import verify
 from mars_edge.errors import MarsEdgeError, UsageError
-from mars_edge.options import OneLineParser, positive
+from mars_edge.options import OneLineParser
 from mars_export.onnx_precision import halved, rewrite
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.graph import OnnxEngine
@@ -151,10 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("program", metavar="PTE", help="the reference, int8")
     parser.add_argument("graph", metavar="ONNX", help="the same pieces with uint8 activations and weights")
-    parser.add_argument("--samples", type=positive(int, most=1_000_000), default=32, help="default: 32")
-    parser.add_argument("--inputs", type=Path, metavar="FILE", help="preprocessed samples: read, or rendered and kept")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no notes on stderr")
+    add_sample_options(parser, samples=32)
     return parser
 
 

@@ -84,8 +84,7 @@ class MethodCost:
     activation_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        sound = min(self.macs, self.weight_bytes, self.activation_bytes or 0) >= 0
-        _need(sound, f"cost {self} has a negative entry")
+        _need_cost(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +102,7 @@ class SubsetCost:
     activation_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        sound = min(self.macs, self.weight_bytes, self.activation_bytes or 0) >= 0
-        _need(sound, f"cost {self} has a negative entry")
+        _need_cost(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +308,10 @@ def subset_cost(manifest: Manifest, present: Iterable[str]) -> SubsetCost:
 def _need(condition: bool, message: str) -> None:
     if not condition:
         raise ModelFileError(f"manifest: {message}")
+
+
+def _need_cost(cost: MethodCost | SubsetCost) -> None:
+    _need(min(cost.macs, cost.weight_bytes, cost.activation_bytes or 0) >= 0, f"cost {cost} has a negative entry")
 
 
 def _check(m: Manifest) -> None:

@@ -27,9 +27,9 @@ from mars_edge.manifest import Manifest, MethodCost, Policy, required_methods, s
 from mars_export import golden, operating, parity, reference, to_onnx
 from mars_export.evaluate import open_artifact, wanted_subsets
 from mars_export.lowering import Model as Model
-from mars_export.lowering import Payload, lower
+from mars_export.lowering import Payload, bare_manifest, lower
 from mars_export.onnx_precision import require_half_range
-from mars_export.pieces import output_steps, pieces_of
+from mars_export.pieces import pieces_of
 from mars_export.targets import Target, default_target
 from mars_training.data.split import Split
 
@@ -88,8 +88,7 @@ def write(
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent} to write {path.name} into")
     target = target or default_target(path.suffix)
-    if not target.runs_here:
-        raise UsageError(f"target {target.name} cannot be proven here; --unverified writes it without proof")
+    target.require_proof(unverified=False)
     parity.require_finite_weights(model.deployed)
     note(f"{path.name}: lowering {model.precision} for {target.name}")
     payload = payload or lower(model, target)
@@ -113,8 +112,7 @@ def write_unverified(path: Path, model: Model, target: Target, *, note: Note = l
         ParityError: too little of it is on the delegate.
         UsageError: the target's backend cannot be lowered here, or can be proven, so it has to be.
     """
-    if target.runs_here:
-        raise UsageError(f"target {target.name} can be proven here: leave out --unverified")
+    target.require_proof(unverified=True)
     note(f"{path.name}: lowering {model.precision} for {target.name}, unverified")
     payload = lower(model, target)
     said = {"verified": False, "not_run": target.not_run, "coverage": _coverage(payload)}
@@ -191,33 +189,12 @@ def _self_test(path: Path, payload: bytes) -> None:
 
 def _draft(model: Model, payload: Payload) -> Manifest:
     """The manifest without what only the engine can tell."""
-    recipe, source = model.info.recipe, model.info.source
-    examples = model.examples()
-    steps = output_steps(model.deployed.head)
-    fields: dict[str, Any] = {
-        "name": recipe.name,
-        "task": source.task,
-        "labels": source.labels,
-        "positive_label": source.positive_label,
-        "modalities": source.modalities,
-        "experts": len(model.deployed.experts),
-        "active_experts": model.deployed.active_experts,
-        "shared_expert": model.deployed.expert_shared is not None,
-        "feature_shapes": {name: tuple(f.shape[1:]) for name, f in zip(source.names, examples["route"], strict=True)},
-        "z_shape": tuple(examples["expert_0"][0].shape[1:]),
-        "precision": model.precision,
-        "methods": tuple(pieces_of(model.deployed)),
-        "operating_points": {},
-        "logit_step": steps[0] if steps else None,
-        "policy": Policy(
-            require=recipe.export.require,
-            on_missing=recipe.export.on_missing,
-            masking_faults=recipe.export.masking_faults,
-        ),
-        "provenance": _provenance(model),
-        "costs": _costs(model, payload),
-    }
-    draft = Manifest(**fields)
+    export = model.info.recipe.export
+    draft = replace(
+        bare_manifest(model, model.deployed.active_experts, _provenance(model)),
+        policy=Policy(require=export.require, on_missing=export.on_missing, masking_faults=export.masking_faults),
+        costs=_costs(model, payload),
+    )
     assert set(draft.methods) == set(required_methods(draft))
     costs = {subsets.label(s, draft.names): subset_cost(draft, s) for s in wanted_subsets(draft)}
     return replace(draft, subset_costs=costs)

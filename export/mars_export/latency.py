@@ -21,11 +21,9 @@ from scipy import stats
 
 from mars_edge.artifact import write_sealed
 from mars_edge.errors import UsageError
-from mars_edge.manifest import Manifest
 from mars_edge.subsets import Subset
 from mars_export.evaluate import Engine, open_artifact
-from mars_export.lowering import Model, OnnxPayload, Payload, lower
-from mars_export.pieces import output_steps, pieces_of
+from mars_export.lowering import Model, OnnxPayload, Payload, bare_manifest, lower
 
 FEWEST_ROUNDS = 6
 """With fewer the median has no 95 % interval."""
@@ -126,26 +124,4 @@ def _program(payload: Payload, model: Model, k: int) -> bytes:
     if isinstance(payload, OnnxPayload):
         # A graph has K inside.
         payload = replace(payload, layout=replace(payload.layout, active_experts=k))
-    return payload.program(_bare_manifest(model, k).to_json())
-
-
-def _bare_manifest(model: Model, k: int) -> Manifest:
-    """The shapes that an engine checks, and nothing that was measured."""
-    source, examples, steps = model.info.source, model.examples(), output_steps(model.deployed.head)
-    return Manifest(
-        name=model.info.recipe.name,
-        task=source.task,
-        labels=source.labels,
-        positive_label=source.positive_label,
-        modalities=source.modalities,
-        experts=len(model.deployed.experts),
-        active_experts=k,
-        shared_expert=model.deployed.expert_shared is not None,
-        feature_shapes={name: tuple(f.shape[1:]) for name, f in zip(source.names, examples["route"], strict=True)},
-        z_shape=tuple(examples["expert_0"][0].shape[1:]),
-        precision=model.precision,
-        methods=tuple(pieces_of(model.deployed)),
-        operating_points={},
-        provenance={"note": "for timing alone"},
-        logit_step=steps[0] if steps else None,
-    )
+    return payload.program(bare_manifest(model, k, {"note": "for timing alone"}).to_json())

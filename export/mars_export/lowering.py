@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from onnx import numpy_helper
 
+from mars_edge.manifest import Manifest
 from mars_export import to_executorch, to_onnx
 from mars_export.onnx_structure import check_structure
-from mars_export.pieces import Examples, example_inputs, float_pieces, pieces_of
+from mars_export.pieces import Examples, example_inputs, float_pieces, output_steps, pieces_of
 from mars_export.targets import Precision as Precision
 from mars_export.targets import Target, default_target
 from mars_training.checkpoint import RunInfo
@@ -55,6 +56,28 @@ class Model:
             assert isinstance(deployed, DeployedMars)
             deployed = float_pieces(deployed)
         return {name: cost.macs for name, cost in costs(deployed, source.modalities, source.task).pieces.items()}
+
+
+def bare_manifest(model: Model, active_experts: int, provenance: Mapping[str, Any]) -> Manifest:
+    """What an engine checks a file of `model` against, and nothing that was measured."""
+    source, examples, steps = model.info.source, model.examples(), output_steps(model.deployed.head)
+    return Manifest(
+        name=model.info.recipe.name,
+        task=source.task,
+        labels=source.labels,
+        positive_label=source.positive_label,
+        modalities=source.modalities,
+        experts=len(model.deployed.experts),
+        active_experts=active_experts,
+        shared_expert=model.deployed.expert_shared is not None,
+        feature_shapes={name: tuple(f.shape[1:]) for name, f in zip(source.names, examples["route"], strict=True)},
+        z_shape=tuple(examples["expert_0"][0].shape[1:]),
+        precision=model.precision,
+        methods=tuple(pieces_of(model.deployed)),
+        operating_points={},
+        provenance=provenance,
+        logit_step=steps[0] if steps else None,
+    )
 
 
 class Payload(Protocol):
@@ -117,8 +140,8 @@ def lower(model: Model, target: Target | str) -> Payload:
         return lowered
     models = to_onnx.lower(pieces, examples, precision=model.precision, weights=target.weights, opset=target.opset)
     payload = OnnxPayload(layout=_layout(model, examples), models=models)
-    if target.runtime != "executorch":  # a .onnx has none of the other
-        check_structure(to_onnx.assemble(payload.layout, models, "{}"), target.runtime)
+    assert target.runtime != "executorch", "a target of .onnx files has another runtime"
+    check_structure(to_onnx.assemble(payload.layout, models, "{}"), target.runtime)
     return payload
 
 

@@ -67,6 +67,17 @@ class Target:
         if precision not in self.precisions:
             raise UsageError(f"target {self.name} cannot hold {precision}; allowed: {', '.join(self.precisions)}")
 
+    def require_proof(self, *, unverified: bool) -> None:
+        """Passes when a file is written without proof exactly where none can be had.
+
+        Raises:
+            UsageError: it could be proven here and is not to be, or the other way round.
+        """
+        if unverified and self.runs_here:
+            raise UsageError(f"target {self.name} can be proven here: leave out --unverified")
+        if not unverified and not self.runs_here:
+            raise UsageError(f"target {self.name} cannot be proven here; --unverified writes it without proof")
+
 
 def known_targets() -> tuple[str, ...]:
     """The named targets, sorted."""

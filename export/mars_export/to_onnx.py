@@ -185,11 +185,6 @@ def _bare(node: NodeProto) -> NodeProto:
     return bare
 
 
-def to_unsigned(model: ModelProto) -> None:
-    """See `onnx_precision.set_weights`, form "uint8"."""
-    set_weights(model, "uint8")
-
-
 def fragment(model: ModelProto, method: str, inputs: Sequence[str]) -> Fragment:
     """The nodes of a piece, reading the values called `inputs`; every other name gets the prefix `method/`."""
     prefixed = compose.add_prefix(model, f"{method}/")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mars_edge.errors import EngineError, UsageError
 from mars_export import explain, lowering, parity, pieces, to_onnx
 from mars_export.explain import ARTIFACT
+from mars_export.onnx_precision import set_weights
 from mars_training.data.split import Split
 from tests.helpers import tiny_int8, tiny_mars
 from tests.helpers.toy_training import toy_split
@@ -40,7 +41,7 @@ def graph_of(model: lowering.Model, methods: Sequence[str]) -> lowering.OnnxPayl
     models = to_onnx.export_pieces({m: known[m] for m in methods}, {m: examples[m] for m in methods})
     if model.precision == "int8":
         for proto in models.values():
-            to_onnx.to_unsigned(proto)
+            set_weights(proto, "uint8")
     return lowering.OnnxPayload(layout=None, models=models)  # type: ignore[arg-type]
 
 

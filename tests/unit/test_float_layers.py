@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mars_edge.errors import UsageError
 from mars_export import quantize, to_executorch, to_onnx
 from mars_export.hush import hushed
+from mars_export.onnx_precision import set_weights
 from mars_export.pieces import example_inputs, float_pieces, pieces_of
 from mars_training.model.mars import DeployedMars
 from tests.helpers.tiny_mars import NAMES, SHAPES, model, recipe, split
@@ -78,7 +79,7 @@ def test_a_float_layer_between_int8_layers_runs_in_xnnpack_as_in_pytorch(mixed: 
 def test_a_float_layer_between_int8_layers_runs_in_onnxruntime_as_in_pytorch(mixed: DeployedMars) -> None:
     examples = example_inputs(mixed, SHAPES, batch=1)
     proto = to_onnx.export_pieces({METHOD: mixed.encoders["rgb"]}, {METHOD: examples[METHOD]})[METHOD]
-    to_onnx.to_unsigned(proto)
+    set_weights(proto, "uint8")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     x = split(8, 2).batch(torch.arange(8))["rgb"]
     (name,) = [i.name for i in session.get_inputs()]

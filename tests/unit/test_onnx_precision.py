@@ -13,7 +13,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mars_edge.errors import ParityError, UsageError
-from mars_export import to_onnx
 from mars_export.onnx_precision import LARGEST_HALF, largest_value, require_half_range, set_weights, to_half
 from tests.helpers.plain_pieces import piece
 
@@ -39,7 +38,7 @@ def test_unsigned_quantizers_keep_every_real_value() -> None:
     signed = quantized(generator.integers(-127, 128, (8, 5)).astype(np.int8))
     unsigned = ModelProto()
     unsigned.CopyFrom(signed)
-    to_onnx.to_unsigned(unsigned)
+    set_weights(unsigned, "uint8")
     assert not any(t.data_type == TensorProto.INT8 for t in unsigned.graph.initializer)
     onnx.checker.check_model(unsigned, full_check=True)
     for _ in range(50):
@@ -52,7 +51,7 @@ def test_a_quantizer_without_zero_point_is_refused() -> None:
     model = quantized(np.ones((8, 5), np.int8), zero_point=False)
     model.graph.node[0].name = "entry"
     with pytest.raises(UsageError) as caught:
-        to_onnx.to_unsigned(model)
+        set_weights(model, "uint8")
     assert str(caught.value) == "quantizer 'entry' has no zero point: it cannot be made unsigned"
 
 

@@ -145,10 +145,7 @@ def _check(options: argparse.Namespace, path: Path, target: Target) -> None:
     target.require_precision(options.precision or target.precision)
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent} to write {path.name} into")
-    if options.unverified and target.runs_here:
-        raise UsageError(f"target {target.name} can be proven here: leave out --unverified")
-    if not options.unverified and not target.runs_here:
-        raise UsageError(f"target {target.name} cannot be proven here; --unverified writes it without proof")
+    target.require_proof(unverified=options.unverified)
 
 
 def _quiet(text: str) -> None:
