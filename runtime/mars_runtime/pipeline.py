@@ -91,6 +91,7 @@ class Track:
         self.modality = modality
         self.feed = feed
         self.feature: Feature | None = None
+        self.newest: Sample | None = None
         self._overrides = overrides
         self._masking = masking
         self._accepted = False
@@ -125,6 +126,7 @@ class Track:
         `excused_s` is silence that was this process's own stall and not the sensor's.
         """
         delivery = self.feed.take()
+        self.newest = delivery.sample or self.newest
         limits = self.limits
         if excused_s > 0.0:
             stale_s, lost_s = limits.stale_after_s + excused_s, limits.lost_after_s + excused_s
@@ -200,6 +202,14 @@ class Pipeline:
     def stop(self) -> None:
         """End `decisions` before its next decision; callable from a signal handler."""
         self._stop.set()
+
+    def latest(self, name: str) -> Sample | None:
+        """The newest sample the loop was given of a sensor, used or not; any thread may ask.
+
+        Raises:
+            KeyError: no source was named for `name`.
+        """
+        return self._tracks[name].newest
 
     def decisions(self) -> Iterator[Decision]:
         """One decision per period until stopped or until every finite source has ended.

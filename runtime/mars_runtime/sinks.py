@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from mars_runtime.decision import Decision
 from mars_runtime.health import Summary
@@ -14,6 +14,16 @@ from mars_runtime.sensors.pace import Clock
 _REDRAW_S = 0.1
 _MARK = {"ok": "\x1b[32m●\x1b[0m", "degraded": "\x1b[33m●\x1b[0m", "missing": "\x1b[31m○\x1b[0m"}
 _COLOUR = {"accept": "\x1b[32m", "reject": "\x1b[31m", "abstain": "\x1b[33m"}
+
+
+class Sink(Protocol):
+    """Whatever wants every decision: called in the decision loop's thread, so it must not wait for anything slow."""
+
+    def write(self, decision: Decision) -> None:
+        """Take one decision, in order."""
+
+    def close(self) -> None:
+        """No further decision comes; may be called twice."""
 
 
 class JsonLines:
@@ -31,6 +41,9 @@ class JsonLines:
         line = json.dumps(decision.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         self._stream.write(line + "\n")
         self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing to do: every line is flushed, and the stream belongs to the caller."""
 
 
 class LiveStatus:
@@ -60,6 +73,9 @@ class LiveStatus:
         self._stream.write("\x1b[?7l" + "".join(f"{line}\n" for line in lines) + "\x1b[?7h")
         self._stream.flush()
         self._drawn_lines = len(lines)
+
+    def close(self) -> None:
+        """The last block stays on the screen."""
 
     def clear(self) -> None:
         """Remove the block, so that something else can be printed where it was."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from mars_edge.errors import UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import Manifest
 from mars_runtime import health
-from mars_runtime.capture import Capture, Doorbell
+from mars_runtime.capture import Capture, Doorbell, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.engines.protocol import Engine
 from mars_runtime.health import Limits
@@ -40,6 +42,7 @@ class Stream:
         settings: Settings,
         *,
         faults: Sequence[Fault] = (),
+        live_faults: bool = False,
         seed: int = 0,
     ) -> None:
         manifest = engine.manifest
@@ -52,7 +55,10 @@ class Stream:
         self._first_s: float | None = None
         self.world = World(seed, rig_rate_hz(manifest))
         drivers = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
-        drivers = _inject(drivers, faults, seed, self.time_s)
+        self._faults = list(faults)
+        self._changing_faults = threading.Lock()
+        self._faulty = _wrapped(drivers, faults, seed, self.time_s, every=live_faults)
+        drivers |= self._faulty
         self.traits = {name: driver.traits for name, driver in drivers.items()}
         self._doorbell = Doorbell()
         self._captures = {name: self._capture(name, d, manifest, settings) for name, d in drivers.items()}
@@ -94,6 +100,40 @@ class Stream:
         """Seconds since the first decision, 0 before it; any thread may ask."""
         return 0.0 if self._first_s is None else time.monotonic() - self._first_s
 
+    def latest(self, name: str) -> Sample | None:
+        """The newest sample of a sensor, used or not; None before the first; any thread may ask.
+
+        Raises:
+            UsageError: no source was named for `name`.
+        """
+        self._need_source(name)
+        return self._pipeline.latest(name)
+
+    def inject(self, fault: Fault) -> None:
+        """Break a sensor from `fault.start_s` seconds after now, beside the faults there are; any thread may ask.
+
+        Raises:
+            UsageError: no source was named for the fault's sensor, or the stream was opened without `live_faults`.
+        """
+        self._need_source(fault.sensor)
+        faulty = self._faulty.get(fault.sensor)
+        if faulty is None:
+            raise UsageError(f"{fault}: this stream takes no faults while it runs; open it with live_faults=True")
+        with self._changing_faults:
+            self._faults.append(replace(fault, start_s=self.time_s() + fault.start_s))
+            faulty.set_faults([each for each in self._faults if each.sensor == fault.sensor])
+
+    def clear_faults(self) -> None:
+        """End every injected fault, those of the start included; any thread may ask."""
+        with self._changing_faults:
+            self._faults.clear()
+            for faulty in self._faulty.values():
+                faulty.set_faults(())
+
+    def _need_source(self, name: str) -> None:
+        if name not in self._captures:
+            raise UsageError(f"no sensor {name!r} in this stream; sensors: {', '.join(self._captures)}")
+
     def stop(self) -> None:
         """End `decisions` soon; callable from a signal handler."""
         self._pipeline.stop()
@@ -106,13 +146,20 @@ class Stream:
         return [c.name for c in self._captures.values() if not c.join(max(0.0, until_s - time.monotonic()))]
 
 
-def _inject(
-    drivers: dict[str, Driver], faults: Sequence[Fault], seed: int, stream_s: Callable[[], float]
-) -> dict[str, Driver]:
-    wrapped: dict[str, Driver] = {}
+def _wrapped(
+    drivers: Mapping[str, Driver],
+    faults: Sequence[Fault],
+    seed: int,
+    stream_s: Callable[[], float],
+    *,
+    every: bool,
+) -> dict[str, FaultyDriver]:
+    """The drivers that faults are meant for, or `every` one, wrapped."""
+    wrapped: dict[str, FaultyDriver] = {}
     for index, (name, driver) in enumerate(drivers.items()):
         own = [fault for fault in faults if fault.sensor == name]
-        wrapped[name] = FaultyDriver(driver, own, stream_s=stream_s, seed=seed + index) if own else driver
+        if own or every:
+            wrapped[name] = FaultyDriver(driver, own, stream_s=stream_s, seed=seed + index)
     return wrapped
 
 

@@ -33,6 +33,10 @@ class FaultyDriver:
         self._held: Frame | None = None
         self._delayed: deque[tuple[float, Frame]] = deque()
 
+    def set_faults(self, faults_of_it: Sequence[Fault]) -> None:
+        """Replace every fault, from the next read on; any thread may ask."""
+        self._faults = tuple(faults_of_it)
+
     @property
     def traits(self) -> Traits:
         """The inner source's, marked in the description."""
