@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mars_edge.errors import UsageError
+from mars_export.biases import round_biases
 from mars_export.distill import distilling, frozen_copy
 from mars_export.fake_quantize import LinearRouter as LinearRouter
 from mars_export.fake_quantize import (
@@ -41,7 +42,7 @@ from mars_training.sampling import MaskSampler
 from mars_training.train import EpochReport, Hooks, NotFiniteError, fit, update_for
 
 # Raised when equal settings no longer give equal pieces.
-_REVISION = 2
+_REVISION = 3
 _OBSERVED_ROWS = 1024
 # Of the way from its range so far to that of the step's values.
 _RANGE_RATE = 0.01
@@ -64,14 +65,16 @@ class Quantized:
 
 
 def convert(prepared: DeployedMars) -> DeployedMars:
-    """A copy whose pieces compute with real int8 weights and quantize-dequantize pairs; float32 at the boundaries."""
+    """A copy whose pieces compute with int8 weights, int32 biases and quantize-dequantize pairs; float32 between."""
     with hushed():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
         converted = copy.deepcopy(prepared)
         for method, piece in pieces_of(converted).items():
             assert isinstance(piece, Piece)
-            replace_piece(converted, method, Piece(one_dequantizer_each(convert_pt2e(piece.traced))))
+            traced = convert_pt2e(piece.traced)
+            round_biases(traced)
+            replace_piece(converted, method, Piece(one_dequantizer_each(traced)))
     return converted
 
 
