@@ -9,48 +9,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge import subsets
-from mars_edge.errors import NoSensorError, UsageError
+from mars_edge.errors import EngineError, NoSensorError
 from mars_edge.manifest import Policy
-from mars_edge.modality import Modality
-from mars_runtime import health, policy
-from mars_runtime.capture import Delivery, Doorbell, Sample
+from mars_runtime import downgrade, policy, skew
+from mars_runtime.capture import Doorbell, Sample
 from mars_runtime.decision import Decision
+from mars_runtime.downgrade import Watch
 from mars_runtime.engines.protocol import Engine, Inference
-from mars_runtime.health import Health, Limits, SampleSeen, Summary
-from mars_runtime.sensors.driver import Traits
+from mars_runtime.feed import Feed
+from mars_runtime.health import Summary
+from mars_runtime.policy import Outcome
 from mars_runtime.sensors.pace import Clock
+from mars_runtime.tick import LoopState, Plan, Readings, Tick
+from mars_runtime.track import Track, stamp_s
 
 _RATE_LIMIT_HZ = 60.0
+# Without a new sample a decision is made all the same: somebody must say that the sensors are silent.
+_LONGEST_WAIT_S = 0.2
+_ENGINE_FAILURES = 10
 NOT_CONFIGURED = Summary(status="missing", reason="not configured", age_s=None)
-
-
-class Feed(Protocol):
-    """One sensor as the loop sees it; `capture.Capture` is one."""
-
-    @property
-    def traits(self) -> Traits:
-        """Of the source."""
-
-    @property
-    def received(self) -> int:
-        """Samples that have arrived so far."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a sample is there to be taken."""
-
-    @property
-    def last_error(self) -> str | None:
-        """The newest failure in the driver's words."""
-
-    def take(self) -> Delivery:
-        """What is new since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,116 +42,34 @@ class Settings:
 
     Attributes:
         rate_hz: decisions per second; None means one per sample of the fastest sensor, at most 60.
+        newest: decide as soon as a sample is there, at most `rate_hz` times a second (default 60), instead of at a
+            fixed rate; without samples every 0.2 s.
         gather_s: how long the first decision may wait for every sensor's first sample.
         settle_share: part of a period a decision may wait for a sample that is due at that moment.
+        deadline_s: a decision made later than this after it was due abstains; None only says how late it was, by a
+            deadline of one period.
         policy: the manifest's, possibly tightened.
         allow_uncertified: decide on subsets that are not certified (`--unsafe`).
+        latch_s: how long no decision is made after a sensor that liveness depends on went missing.
         health: overrides of `Limits` by sensor.
     """
 
     policy: Policy
     rate_hz: float | None = None
+    newest: bool = False
     gather_s: float = 2.0
     settle_share: float = 0.25
+    deadline_s: float | None = None
     allow_uncertified: bool = False
+    latch_s: float = 0.0
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Feature:
-    """An encoder's output and the receipt time of the sample it came from."""
-
-    value: NDArray[np.float32]
-    at_s: float
-
-
-class Track:
-    """One sensor followed over time: its health, its newest sample, its cached feature."""
-
-    def __init__(
-        self, modality: Modality, feed: Feed, *, overrides: Mapping[str, Any], masking: frozenset[str]
-    ) -> None:
-        self.modality = modality
-        self.feed = feed
-        self.feature: Feature | None = None
-        self.newest: Sample | None = None
-        self._overrides = overrides
-        self._masking = masking
-        self._accepted = False
-        self._health: Health | None = None
-        self._limits = self._new_limits(feed.traits)
-
-    @property
-    def limits(self) -> Limits:
-        """For the rate the source has now; it may be known only after opening."""
-        traits = self.feed.traits
-        if traits.period_s != self._limits.period_s:
-            self._limits = self._new_limits(traits)
-        return self._limits
-
-    @property
-    def health(self) -> Health:
-        """The state; only after `start`."""
-        assert self._health is not None
-        return self._health
-
-    def _new_limits(self, traits: Traits) -> Limits:
-        base = Limits(period_s=traits.period_s, start_grace_s=traits.start_grace_s, masking=self._masking)
-        return health.with_overrides(base, self._overrides, f"sensor.{self.modality.name}.health")
-
-    def start(self, now_s: float) -> None:
-        """Begin the grace period."""
-        self._health = Health(started_s=now_s)
-
-    def update(self, now_s: float, *, excused_s: float = 0.0) -> Sample | None:
-        """Take what is new and judge; the new sample if the sensor may be used.
-
-        `excused_s` is silence that was this process's own stall and not the sensor's.
-        """
-        delivery = self.feed.take()
-        self.newest = delivery.sample or self.newest
-        limits = self.limits
-        if excused_s > 0.0:
-            stale_s, lost_s = limits.stale_after_s + excused_s, limits.lost_after_s + excused_s
-            limits = replace(limits, stale_s=stale_s, lost_s=lost_s)
-        self._health = health.step(self.health, delivery.events, now_s, limits)
-        if not self.health.present:
-            self.feature = None
-        return delivery.sample if self.health.present else None
-
-    def preprocess(self, sample: Sample, now_s: float) -> NDArray[np.float32] | None:
-        """The network's input, or None if the sample turned out unusable, which health then knows.
-
-        Raises:
-            UsageError: the very first sample does not fit: the wrong device was named.
-        """
-        try:
-            tensor = self.modality.preprocess(sample.frame.data)
-        except UsageError as error:
-            if not self._accepted:
-                raise UsageError(f"sensor {self.modality.name} ({self.feed.traits.description}): {error}") from error
-            unusable = SampleSeen(at_s=sample.at_s, usable=False)
-            self._health = health.step(self.health, [unusable], now_s, self.limits)
-            self.feature = None
-            return None
-        self._accepted = True
-        return tensor
-
-    def due(self, now_s: float, within_s: float) -> bool:
-        """Whether a usable sensor's next sample is expected about now and is not there yet."""
-        if self.health.sample_s is None or not self.health.present or self.feed.waiting:
-            return False
-        return abs(self.health.sample_s + self.limits.period_s - now_s) <= within_s
-
-    def cached(self, now_s: float) -> Feature | None:
-        """The feature of an earlier sample while it is within the age limit."""
-        if self.feature is not None and now_s - self.feature.at_s > self.limits.stale_after_s:
-            self.feature = None
-        return self.feature
-
-
 class Pipeline:
-    """Turns feeds into decisions at a fixed rate; `feeds` maps modality names to running sensors."""
+    """Turns feeds into decisions; `feeds` maps modality names to running sensors.
+
+    `witness`, if any, is told of every decision and all its causes before the decision is handed out.
+    """
 
     def __init__(
         self,
@@ -177,6 +78,7 @@ class Pipeline:
         settings: Settings,
         *,
         doorbell: Doorbell,
+        witness: Callable[[Tick], None] | None = None,
         clock: Clock = time.monotonic,
         utc: Clock = time.time,
         wait: Callable[[float], object] | None = None,
@@ -187,11 +89,15 @@ class Pipeline:
         self._manifest = manifest
         self._settings = settings
         self._doorbell = doorbell
+        self._witness = witness
         self._clock = clock
         self._utc = utc
         self._stop = threading.Event()
         self._wait = wait or self._stop.wait
         self._seq = 0
+        self._watch = Watch()
+        self._critical = downgrade.critical_sensors(manifest, settings.policy)
+        self._engine_failures = 0
         self.skipped_ticks = 0
         self._tracks = {
             name: Track(manifest.modality(name), feeds[name], overrides=settings.health.get(name, {}), masking=masking)
@@ -211,29 +117,46 @@ class Pipeline:
         """
         return self._tracks[name].newest
 
+    def state(self) -> LoopState:
+        """All that the next decision depends on beside what it is given."""
+        tracks = {name: track.state for name, track in self._tracks.items()}
+        return LoopState(seq=self._seq, tracks=tracks, watch=self._watch)
+
+    def restore(self, state: LoopState) -> None:
+        """Go on where another pipeline stood; a sensor it did not have begins its grace period with `start`."""
+        self._seq, self._watch = state.seq, state.watch
+        for name, track in self._tracks.items():
+            if name in state.tracks:
+                track.restore(state.tracks[name])
+
     def decisions(self) -> Iterator[Decision]:
-        """One decision per period until stopped or until every finite source has ended.
+        """One decision per period, or per new sample, until stopped or until every finite source has ended.
 
         A period that passes while a decision is made is skipped and counted.
 
         Raises:
             NoSensorError: every sensor's grace has passed and none ever gave a sample.
             UsageError: a sensor's first sample does not fit its modality.
+            EngineError: the engine failed ten times in a row.
         """
         self.start()
         period_s = 1.0 / self._rate_hz()
         due_s = self._clock()
         settle_s = period_s * self._settings.settle_share
-        late_s = 0.0
+        deadline_s = period_s if self._settings.deadline_s is None else self._settings.deadline_s
+        late_s, skipped = 0.0, 0
         while not self._stop.is_set():
             self._settle(settle_s)
             before_s, late_s = late_s, max(0.0, self._clock() - due_s - settle_s)
             # A sample delayed by a stall may arrive one decision after it.
-            yield self.decide(excused_s=max(late_s, before_s))
+            excused_s = max(late_s, before_s)
+            yield self.decide(Plan(deadline_s=due_s + deadline_s, excused_s=excused_s, skipped=skipped))
             self._raise_if_nothing_ever_came()
             if self._stop.is_set() or self._finished():
                 return
-            due_s = self._next_due(due_s, period_s)
+            due_s, skipped = (
+                self._next_sample(due_s, period_s) if self._settings.newest else self._next_due(due_s, period_s)
+            )
 
     def _settle(self, limit_s: float) -> None:
         """Wait a moment for samples that are due now: using them is fresher than their predecessors."""
@@ -244,16 +167,30 @@ class Pipeline:
             self._doorbell.wait(left_s)
 
     def _rate_hz(self) -> float:
+        if self._settings.newest:
+            return self._settings.rate_hz or _RATE_LIMIT_HZ
         fastest_hz = max(track.feed.traits.rate_hz for track in self._tracks.values())
         return self._settings.rate_hz or min(_RATE_LIMIT_HZ, fastest_hz)
 
-    def _next_due(self, due_s: float, period_s: float) -> float:
-        """Wait for the next period that has not passed yet, and return when it begins."""
+    def _next_due(self, due_s: float, period_s: float) -> tuple[float, int]:
+        """Wait for the next period that has not passed yet: when it begins, and how many had passed."""
         late = int(max(0.0, self._clock() - due_s) / period_s)
         self.skipped_ticks += late
         due_s += (1 + late) * period_s
         self._wait(max(0.0, due_s - self._clock()))
-        return due_s
+        return due_s, late
+
+    def _next_sample(self, due_s: float, period_s: float) -> tuple[float, int]:
+        """Wait until a sample is there, at least a period and at most 0.2 s after the last decision was due."""
+        self._wait(max(0.0, due_s + period_s - self._clock()))
+        end_s = max(due_s + _LONGEST_WAIT_S, self._clock())
+        feeds = [track.feed for track in self._tracks.values()]
+        while not self._stop.is_set() and not any(feed.waiting for feed in feeds):
+            left_s = end_s - self._clock()
+            if left_s <= 0.0:
+                break
+            self._doorbell.wait(left_s)
+        return self._clock(), 0
 
     def start(self) -> None:
         """Begin the grace periods and wait for the first samples, at most `gather_s`; not for a sensor that failed."""
@@ -267,84 +204,151 @@ class Pipeline:
                 return
             self._doorbell.wait(min(left_s, 0.1))
 
-    def decide(self, *, excused_s: float = 0.0) -> Decision:
+    def decide(self, plan: Plan | None = None) -> Decision:
         """One decision on what the sensors have delivered up to now.
 
-        `excused_s`: how much later than planned the loop itself runs. A process that got no processor
-        time has late samples from sensors that are well; the age limit of features holds all the same.
+        A process that got no processor time has late samples from sensors that are well (`Plan.excused_s`); the age
+        limit of features holds all the same.
+
+        Raises:
+            UsageError: a sensor's first sample does not fit its modality.
+            EngineError: the engine failed ten times in a row; before that the decision abstains.
         """
+        plan = plan or Plan()
+        before = self.state() if self._witness is not None else None
         begin_s = self._clock()
-        samples = {n: s for n, t in self._tracks.items() if (s := t.update(begin_s, excused_s=excused_s)) is not None}
-        tensors = self._preprocess(samples, begin_s)
+        tracks = self._tracks.items()
+        fresh = {n: s for n, t in tracks if (s := t.update(begin_s, excused_s=plan.excused_s)) is not None}
+        skewed = self._skewed(fresh, begin_s)
+        tensors = self._preprocess({name: fresh[name] for name in fresh if name not in skewed}, begin_s)
         prepared_s = self._clock()
-        cached = self._cached(tensors, begin_s)
-        inference = self._engine.infer(tensors, cached) if tensors or cached else None
+        cached = self._cached(tensors, skewed, begin_s)
+        inference, failure = self._infer(tensors, cached)
         if inference is not None:
-            self._remember(inference, tensors, samples)
+            self._remember(inference, {name: fresh[name] for name in tensors})
         present = tuple(name for name in self._manifest.names if name in tensors or name in cached)
-        outcome = policy.decide(
-            self._manifest,
-            self._settings.policy,
-            present,
-            None if inference is None else inference.logits,
-            allow_uncertified=self._settings.allow_uncertified,
-        )
-        end_s = self._clock()
-        latency_ms = {
-            "capture_wait": 1000.0 * max((begin_s - samples[name].at_s for name in tensors), default=0.0),
-            "preprocess": 1000.0 * (prepared_s - begin_s),
-            **({} if inference is None else inference.latency_ms),
-            "total": 1000.0 * (end_s - begin_s),
-        }
-        return self._decision(present, outcome, inference, latency_ms, end_s)
+        readings = Readings(begin_s=begin_s, prepared_s=prepared_s, end_s=self._clock(), utc_s=self._utc())
+        waited_s = max((begin_s - fresh[name].at_s for name in tensors), default=0.0)
+        decision = self._decision(plan, readings, present, skewed, inference, failure, waited_s)
+        self._seq += 1
+        if self._witness is not None and before is not None:
+            self._witness(self._tick(before, plan, readings, decision))
+        return decision
+
+    def _skewed(self, fresh: Mapping[str, Sample], now_s: float) -> frozenset[str]:
+        """Sensors whose sample shows another moment than the reference's, by the devices' own stamps."""
+        stamps = {}
+        for name, track in self._tracks.items():
+            cached = track.cached(now_s)
+            stamped_s = stamp_s(fresh[name]) if name in fresh else cached.stamped_s if cached else None
+            if stamped_s is not None:
+                stamps[name] = skew.Stamp(stamped_s=stamped_s, limits=track.limits)
+        return skew.skewed(stamps)
 
     def _preprocess(self, samples: Mapping[str, Sample], now_s: float) -> dict[str, NDArray[np.float32]]:
         tensors = {name: self._tracks[name].preprocess(sample, now_s) for name, sample in samples.items()}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    def _cached(self, tensors: Mapping[str, Any], now_s: float) -> dict[str, NDArray[np.float32]]:
+    def _cached(
+        self, tensors: Mapping[str, Any], skewed: frozenset[str], now_s: float
+    ) -> dict[str, NDArray[np.float32]]:
         """Features of usable sensors that brought nothing new, within their age limit."""
-        features = {name: track.cached(now_s) for name, track in self._tracks.items() if name not in tensors}
+        rest = [name for name in self._tracks if name not in tensors and name not in skewed]
+        features = {name: self._tracks[name].cached(now_s) for name in rest}
         return {name: feature.value for name, feature in features.items() if feature is not None}
 
-    def _remember(
-        self, inference: Inference, tensors: Mapping[str, NDArray[np.float32]], samples: Mapping[str, Sample]
-    ) -> None:
-        for name in tensors:
-            self._tracks[name].feature = Feature(value=inference.features[name], at_s=samples[name].at_s)
+    def _remember(self, inference: Inference, samples: Mapping[str, Sample]) -> None:
+        for name, sample in samples.items():
+            self._tracks[name].remember(inference.features[name], sample)
+
+    def _infer(
+        self, tensors: Mapping[str, NDArray[np.float32]], cached: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[Inference | None, str | None]:
+        """The inference, or why there is none although something is present."""
+        if not (tensors or cached):
+            return None, None
+        try:
+            inference = self._engine.infer(tensors, cached)
+        except EngineError as error:
+            self._engine_failures += 1
+            if self._engine_failures >= _ENGINE_FAILURES:
+                raise
+            return None, f"the engine failed: {error}"
+        self._engine_failures = 0
+        return inference, None
 
     def _decision(
         self,
+        plan: Plan,
+        readings: Readings,
         present: Sequence[str],
-        outcome: policy.Outcome,
+        skewed: frozenset[str],
         inference: Inference | None,
-        latency_ms: Mapping[str, float],
-        now_s: float,
+        failure: str | None,
+        waited_s: float,
     ) -> Decision:
-        used_s = [track.feature.at_s for n, track in self._tracks.items() if n in present and track.feature]
-        decision = Decision(
+        end_s = readings.end_s
+        summaries = {name: self._summary(name, end_s, skewed) for name in self._manifest.names}
+        late_s = 0.0 if plan.deadline_s is None else max(0.0, end_s - plan.deadline_s)
+        outcome = self._outcome(present, summaries, inference, failure, late_s, end_s)
+        features = [self._tracks[name].feature for name in present]
+        used_s = [feature.shown_s for feature in features if feature is not None]
+        segmented = outcome.shares is not None and inference is not None
+        return Decision(
             seq=self._seq,
-            t_utc_s=self._utc(),
+            t_utc_s=readings.utc_s,
             outcome=outcome,
             subset=subsets.label(present, self._manifest.names),
-            modalities={name: self._summary(name, now_s) for name in self._manifest.names},
+            modalities=summaries,
             experts=() if inference is None else inference.experts,
-            latency_ms=latency_ms,
-            age_ms=1000.0 * max(now_s - at_s for at_s in used_s) if used_s else None,
+            latency_ms=_latency_ms(readings, inference, waited_s),
+            age_ms=1000.0 * max(end_s - at_s for at_s in used_s) if used_s else None,
+            alarm=self._watch.missing,
+            late_ms=1000.0 * late_s,
+            skipped=plan.skipped,
+            label_map=policy.label_map(inference.logits) if segmented and inference is not None else None,
         )
-        self._seq += 1
-        return decision
 
-    def _summary(self, name: str, now_s: float) -> Summary:
-        """What the mask of this decision says; a usable sensor without a young feature is missing as well."""
+    def _outcome(
+        self,
+        present: Sequence[str],
+        summaries: Mapping[str, Summary],
+        inference: Inference | None,
+        failure: str | None,
+        late_s: float,
+        now_s: float,
+    ) -> Outcome:
+        reasons = {name: summary.reason for name, summary in summaries.items()}
+        latch_s = self._settings.latch_s
+        self._watch = downgrade.step(self._watch, self._critical, present, reasons, now_s, latch_s)
+        late = self._settings.deadline_s is not None and late_s > 0.0
+        held = failure or downgrade.objection(self._watch, latch_s)
+        return policy.decide(
+            self._manifest,
+            self._settings.policy,
+            present,
+            None if inference is None else inference.logits,
+            allow_uncertified=self._settings.allow_uncertified,
+            held=held or (f"made {1000.0 * late_s:.1f} ms after its deadline" if late else None),
+        )
+
+    def _summary(self, name: str, now_s: float, skewed: frozenset[str]) -> Summary:
+        """What the mask of this decision says."""
         track = self._tracks.get(name)
         if track is None:
             return NOT_CONFIGURED
-        found = health.summary(track.health, now_s)
-        if track.health.present and track.feature is None:
-            stale = found.age_s is not None and found.age_s > track.limits.stale_after_s
-            return replace(found, status="missing", reason="stale" if stale else "no sample")
-        return found
+        found = track.summary(now_s)
+        return replace(found, status="missing", reason="skew") if name in skewed else found
+
+    def _tick(self, before: LoopState, plan: Plan, readings: Readings, decision: Decision) -> Tick:
+        return Tick(
+            before=before,
+            plan=plan,
+            readings=readings,
+            deliveries={name: track.delivery for name, track in self._tracks.items()},
+            traits={name: track.traits for name, track in self._tracks.items()},
+            decision=decision,
+        )
 
     def _finished(self) -> bool:
         """Every finite source has ended and nothing but still images is left."""
@@ -359,3 +363,12 @@ class Pipeline:
             return
         errors = [f"{name}: {track.feed.last_error or 'no sample'}" for name, track in self._tracks.items()]
         raise NoSensorError(f"no sensor ever gave a sample ({'; '.join(errors)})")
+
+
+def _latency_ms(readings: Readings, inference: Inference | None, waited_s: float) -> dict[str, float]:
+    return {
+        "capture_wait": 1000.0 * waited_s,
+        "preprocess": 1000.0 * (readings.prepared_s - readings.begin_s),
+        **({} if inference is None else inference.latency_ms),
+        "total": 1000.0 * (readings.end_s - readings.begin_s),
+    }

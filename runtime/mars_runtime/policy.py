@@ -6,7 +6,7 @@ subset that was not measured and certified gives `abstain`, never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from mars_edge.manifest import Manifest, OperatingPoint, Policy
 from mars_edge.metrics import class_probabilities
 
 ACCEPT, REJECT, ABSTAIN = "accept", "reject", "abstain"
+# What a segmentation gives where it may decide.
+MAP = "map"
 # From lenient to strict.
 ON_MISSING = ("continue", "abstain", "fail_closed")
 
@@ -31,8 +33,9 @@ class Outcome:
         label: None when abstaining.
         score: probability of the positive label, or of `label` where there is none; None when abstaining.
         threshold: lowest score that is accepted; None where none applies.
-        verdict: accept | reject | abstain, or the label for plain classification.
+        verdict: accept | reject | abstain, or the label for plain classification, or map for a segmentation.
         reason: why it abstains or fails closed, else None.
+        shares: segmentation only: the share of the pixels of each label; None when abstaining.
     """
 
     label: str | None
@@ -40,6 +43,7 @@ class Outcome:
     threshold: float | None
     verdict: str
     reason: str | None = None
+    shares: Mapping[str, float] | None = None
 
 
 def stricter(
@@ -74,14 +78,22 @@ def decide(
     logits: NDArray[np.float32] | None,
     *,
     allow_uncertified: bool = False,
+    held: str | None = None,
 ) -> Outcome:
-    """The outcome for logits, (classes,), of the modalities in `present`; None logits always abstain."""
-    why = objection(manifest, policy, present, allow_uncertified=allow_uncertified)
+    """The outcome for the logits of the modalities in `present`; None logits always abstain.
+
+    Args:
+        logits: float32 (classes,), or (classes, H, W) of a segmentation.
+        held: why no decision may be made whatever the subset; None lets the policy alone say.
+    """
+    why = objection(manifest, policy, present, allow_uncertified=allow_uncertified) or held
     if why is None and (logits is None or not np.isfinite(logits).all()):
         why = "the model gave no finite output"
     point = manifest.operating_points.get(subsets.label(present, manifest.names))
     if why is not None or logits is None or point is None:
         return _refusal(manifest, policy, point, why)
+    if manifest.task == "segmentation":
+        return _segmented(manifest, logits)
     scores = class_probabilities(logits, point.temperature)
     if manifest.positive_label is not None:
         return _binary(manifest, point, scores, manifest.labels.index(manifest.positive_label))
@@ -92,6 +104,18 @@ def decide(
             label=None, score=None, threshold=point.threshold, verdict=ABSTAIN, reason="score below the threshold"
         )
     return Outcome(label=label, score=score, threshold=point.threshold, verdict=label)
+
+
+def label_map(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The index of the likeliest label of each pixel, (H, W), from logits (classes, H, W) of at most 256 classes."""
+    indices: NDArray[np.uint8] = np.argmax(logits, axis=0).astype(np.uint8)
+    return indices
+
+
+def _segmented(manifest: Manifest, logits: NDArray[np.float32]) -> Outcome:
+    counts = np.bincount(label_map(logits).ravel(), minlength=len(manifest.labels))
+    shares = {label: float(count) / counts.sum() for label, count in zip(manifest.labels, counts, strict=True)}
+    return Outcome(label=None, score=None, threshold=None, verdict=MAP, shares=shares)
 
 
 def _refusal(manifest: Manifest, policy: Policy, point: OperatingPoint | None, why: str | None) -> Outcome:

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from mars_edge.errors import UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import Manifest
-from mars_runtime import health
-from mars_runtime.capture import Capture, Doorbell, Sample
+from mars_runtime.capture import Sample
 from mars_runtime.decision import Decision
 from mars_runtime.engines.protocol import Engine
-from mars_runtime.health import Limits
 from mars_runtime.pipeline import Pipeline, Settings
+from mars_runtime.sensor_set import SensorSet
 from mars_runtime.sensors.driver import Driver
-from mars_runtime.sensors.faulty import FaultyDriver
 from mars_runtime.sensors.simulated import RIG_MODALITIES, World
 from mars_runtime.sensors.source import SensorSpec, check_names, make_driver
-
-_JOIN_S = 2.0
+from mars_runtime.tick import Tick
 
 
 class Stream:
-    """A running set of sensors and the decisions made from them; use it as a context manager.
+    """A running set of sensors and the decisions made from them: a context manager that is iterated once.
 
-    Every driver is made, and every file looked at, before the first thread starts.
+    Every driver is made, and every file looked at, before the first thread starts. `for decision in stream` decides in
+    the caller's thread; `async for` in a thread of its own, one decision per turn of the caller.
+
+    Args:
+        engine: stays open when the stream closes, unless `on_close` closes it.
+        specs: sources as a user writes them.
+        drivers: sources as objects, by sensor, beside the specs.
+        faults: injected ones; their times count from the first decision.
+        live_faults: `inject` may be called while it runs.
+        seed: of the simulated rig and the injected faults.
+        witness: is told of every decision and its causes, in the loop's thread.
+        on_close: called once when everything has ended.
 
     Raises:
-        UsageError: an unknown or repeated sensor name, a bad source, a bad health setting, or a model whose answer is
-            no single decision.
+        UsageError: an unknown or repeated sensor name, a bad source, or a bad health setting.
     """
 
     def __init__(
@@ -41,47 +47,37 @@ class Stream:
         specs: Sequence[SensorSpec],
         settings: Settings,
         *,
+        drivers: Mapping[str, Driver] | None = None,
         faults: Sequence[Fault] = (),
         live_faults: bool = False,
         seed: int = 0,
+        witness: Callable[[Tick], None] | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         manifest = engine.manifest
-        if manifest.task != "classification":
-            raise UsageError(
-                f"{manifest.name} answers with a map ({manifest.task}); streams decide for classification only, "
-                "`mars-edge evaluate --model FILE` measures it"
-            )
-        check_names(specs, manifest.names)
-        self._first_s: float | None = None
+        own = dict(drivers or {})
+        check_names([*specs, *(SensorSpec(name=name, source="driver") for name in own)], manifest.names)
+        self.manifest = manifest
         self.world = World(seed, rig_rate_hz(manifest))
-        drivers = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
-        self._faults = list(faults)
-        self._changing_faults = threading.Lock()
-        self._faulty = _wrapped(drivers, faults, seed, self.time_s, every=live_faults)
-        drivers |= self._faulty
-        self.traits = {name: driver.traits for name, driver in drivers.items()}
-        self._doorbell = Doorbell()
-        self._captures = {name: self._capture(name, d, manifest, settings) for name, d in drivers.items()}
-        self._pipeline = Pipeline(engine, self._captures, settings, doorbell=self._doorbell)
-
-    def _capture(self, name: str, driver: Driver, manifest: Manifest, settings: Settings) -> Capture:
-        overrides, modality = settings.health.get(name, {}), manifest.modality(name)
-
-        def limits(period_s: float) -> Limits:
-            return health.with_overrides(Limits(period_s=period_s), overrides, f"sensor.{name}.health")
-
-        return Capture(
-            name,
-            driver,
-            self._doorbell,
-            depth=modality.kind == "image" and modality.dtype == "uint16",
-            lost_after_s=lambda traits: limits(traits.period_s).lost_after_s,
-            errors_in_a_row=limits(driver.traits.period_s).errors_in_a_row,
+        made = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
+        self._sensors = SensorSet(
+            {**made, **own},
+            {modality.name: modality for modality in manifest.modalities},
+            health=settings.health,
+            faults=faults,
+            live_faults=live_faults,
+            seed=seed,
+        )
+        self.traits = self._sensors.traits
+        self._on_close = on_close
+        self._entered = False
+        self._pipeline = Pipeline(
+            engine, self._sensors.captures, settings, doorbell=self._sensors.doorbell, witness=witness
         )
 
     def __enter__(self) -> Stream:
-        for capture in self._captures.values():
-            capture.start()
+        self._sensors.start()
+        self._entered = True
         return self
 
     def __exit__(
@@ -89,16 +85,36 @@ class Stream:
     ) -> None:
         self.close()
 
+    def __iter__(self) -> Iterator[Decision]:
+        return self.decisions()
+
     def decisions(self) -> Iterator[Decision]:
-        """See `Pipeline.decisions`."""
+        """See `Pipeline.decisions`.
+
+        Raises:
+            UsageError: the stream was not entered.
+        """
+        if not self._entered:
+            raise UsageError("the stream's sensors are not started: use it as `with ... as stream`")
         for decision in self._pipeline.decisions():
-            if self._first_s is None:
-                self._first_s = time.monotonic()
+            self._sensors.begin()
             yield decision
+
+    async def __aiter__(self) -> AsyncIterator[Decision]:
+        decisions = self.decisions()
+        loop = asyncio.get_running_loop()
+        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decisions")
+        try:
+            while (decision := await loop.run_in_executor(worker, next, decisions, None)) is not None:
+                yield decision
+        finally:
+            # A cancelled task leaves a decision under way: the stop makes its wait short.
+            self.stop()
+            worker.shutdown()
 
     def time_s(self) -> float:
         """Seconds since the first decision, 0 before it; any thread may ask."""
-        return 0.0 if self._first_s is None else time.monotonic() - self._first_s
+        return self._sensors.time_s()
 
     def latest(self, name: str) -> Sample | None:
         """The newest sample of a sensor, used or not; None before the first; any thread may ask.
@@ -106,7 +122,7 @@ class Stream:
         Raises:
             UsageError: no source was named for `name`.
         """
-        self._need_source(name)
+        self._sensors.need(name)
         return self._pipeline.latest(name)
 
     def inject(self, fault: Fault) -> None:
@@ -115,24 +131,11 @@ class Stream:
         Raises:
             UsageError: no source was named for the fault's sensor, or the stream was opened without `live_faults`.
         """
-        self._need_source(fault.sensor)
-        faulty = self._faulty.get(fault.sensor)
-        if faulty is None:
-            raise UsageError(f"{fault}: this stream takes no faults while it runs; open it with live_faults=True")
-        with self._changing_faults:
-            self._faults.append(replace(fault, start_s=self.time_s() + fault.start_s))
-            faulty.set_faults([each for each in self._faults if each.sensor == fault.sensor])
+        self._sensors.inject(fault)
 
     def clear_faults(self) -> None:
         """End every injected fault, those of the start included; any thread may ask."""
-        with self._changing_faults:
-            self._faults.clear()
-            for faulty in self._faulty.values():
-                faulty.set_faults(())
-
-    def _need_source(self, name: str) -> None:
-        if name not in self._captures:
-            raise UsageError(f"no sensor {name!r} in this stream; sensors: {', '.join(self._captures)}")
+        self._sensors.clear_faults()
 
     def stop(self) -> None:
         """End `decisions` soon; callable from a signal handler."""
@@ -140,27 +143,12 @@ class Stream:
 
     def close(self) -> list[str]:
         """Stop all threads, at most 2 s in all; the names of sensors whose driver hangs and was left behind."""
-        for capture in self._captures.values():
-            capture.request_stop()
-        until_s = time.monotonic() + _JOIN_S
-        return [c.name for c in self._captures.values() if not c.join(max(0.0, until_s - time.monotonic()))]
-
-
-def _wrapped(
-    drivers: Mapping[str, Driver],
-    faults: Sequence[Fault],
-    seed: int,
-    stream_s: Callable[[], float],
-    *,
-    every: bool,
-) -> dict[str, FaultyDriver]:
-    """The drivers that faults are meant for, or `every` one, wrapped."""
-    wrapped: dict[str, FaultyDriver] = {}
-    for index, (name, driver) in enumerate(drivers.items()):
-        own = [fault for fault in faults if fault.sensor == name]
-        if own or every:
-            wrapped[name] = FaultyDriver(driver, own, stream_s=stream_s, seed=seed + index)
-    return wrapped
+        self.stop()
+        hung = self._sensors.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+        return hung
 
 
 def rig_rate_hz(manifest: Manifest) -> float:

@@ -17,6 +17,7 @@ from mars_runtime.decision import Decision
 from mars_runtime.health import Ended, Event, ReadFailed, SampleSeen
 from mars_runtime.pipeline import Pipeline, Settings
 from mars_runtime.sensors.driver import Frame, Traits
+from mars_runtime.tick import Plan
 from tests.fake_engine import FakeEngine, manifest, point
 
 RATE_HZ = 15.0
@@ -48,11 +49,11 @@ class Bench:
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
 
-    def tick(self, giving: Iterable[str] = (), **decide: Any) -> Decision:
+    def tick(self, giving: Iterable[str] = (), **plan: Any) -> Decision:
         self.now_s += 1.0 / RATE_HZ
         for name in giving:
             self.feeds[name].give()
-        return self.pipeline.decide(**decide)
+        return self.pipeline.decide(Plan(**plan))
 
     def ticks(self, count: int, giving: Iterable[str]) -> Decision:
         given = list(giving)
@@ -105,6 +106,7 @@ def test_a_decision_has_exactly_the_documented_fields() -> None:
         "threshold": 0.5,
         "verdict": "accept",
         "reason": None,
+        "shares": None,
         "subset": "rgb+depth+ir",
         "modalities": {name: {"status": "ok", "reason": None, "age_ms": 0.0} for name in NAMES},
         "experts": [{"id": 2, "gate": 0.75}, {"id": 3, "gate": 0.25}],
@@ -113,6 +115,10 @@ def test_a_decision_has_exactly_the_documented_fields() -> None:
             "fuse": 0.1, "experts": 0.1, "head": 0.1, "total": 0.0,
         },
         "age_ms": 0.0,
+        "alarm": [],
+        "late_ms": 0.0,
+        "skipped": 0,
+        "schema": 1,
     }  # fmt: skip
 
 
