@@ -357,7 +357,7 @@ def _too_few(what: str, n: int, least: int) -> str | None:
 
 def _too_high(what: str, bound: float, most: float) -> str | None:
     # A comparison with NaN is false: it must be the one that certifies.
-    return None if bound <= most else f"{what} may be {bound:.4f}, at most {most:g} is allowed"
+    return None if bound <= most else f"{what} may be {100.0 * bound:.2f} %, at most {100.0 * most:.2f} % is allowed"
 
 
 def _reasons(*found: str | None) -> tuple[str, ...]:

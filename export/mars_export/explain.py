@@ -47,6 +47,7 @@ class LayerDifference:
         max_steps: largest difference; NaN where a side gives NaN, None where the layer could not be run.
         mean_steps: mean difference.
         off: share of values that are off by more than half a step.
+        steps_allowed: a larger difference is beyond a bound, `parity.steps_allowed` of the quantizers so far.
         off_allowed: more of them is beyond a bound, `parity.off_allowed` of the quantizers so far.
         beyond: a bound of the parity gate for methods is exceeded.
         note: why the layer could not be run.
@@ -56,6 +57,7 @@ class LayerDifference:
     layer: str
     step: float
     max_steps: float | None
+    steps_allowed: float
     mean_steps: float | None
     off: float | None
     off_allowed: float
@@ -126,9 +128,9 @@ def text(rows: Sequence[LayerDifference]) -> str:
     """A table per method for people."""
     first, lines = first_beyond(rows), []
     for method in dict.fromkeys(row.method for row in rows):
-        lines += [f"{method}", f"  {'layer':<54} {'step':>10} {'largest':>9} {'mean':>8} {'off':>7}"]
+        lines += [f"{method}", f"  {'layer':<54} {'step':>10} {'largest':>9}     {'mean':>8} {'off':>7}"]
         lines += [_line(row, marked=first.get(method) == row.layer) for row in rows if row.method == method]
-    allowed = f"allowed: {parity.MOST_STEPS:g} steps, and off (by more than half a step) the share in brackets"
+    allowed = "allowed: what is in brackets; off is the share of values that differ by more than half a step"
     where = ", ".join(f"{method} from {layer!r} on" for method, layer in first.items())
     return "\n".join([*lines, allowed, f"beyond that: {where or 'nothing'}"])
 
@@ -138,8 +140,9 @@ def _line(row: LayerDifference, *, marked: bool) -> str:
     if row.max_steps is None or row.mean_steps is None or row.off is None:
         return f"  {name:<54} {row.step:>10.4g} {'not run: ' + row.note}"
     end = "  <- first beyond" if marked else ""
-    off = f"{row.off:>7.2%} ({row.off_allowed:.0%})"
-    return f"  {name:<54} {row.step:>10.4g} {row.max_steps:>9.2f} {row.mean_steps:>8.4f} {off}{end}"
+    off = f"{row.off:>7.2%} ({row.off_allowed:.1%})"
+    largest = f"{row.max_steps:>9.2f} ({row.steps_allowed:g})"
+    return f"  {name:<54} {row.step:>10.4g} {largest} {row.mean_steps:>8.4f} {off}{end}"
 
 
 def _explained(
@@ -188,7 +191,7 @@ def _difference(
     method: str, layer: str, wanted: NDArray[np.float32], given: NDArray[np.float32] | str, step: float, count: int
 ) -> LayerDifference:
     """`count` quantizers are on the way to the layer."""
-    allowed = parity.off_allowed(count)
+    most, allowed = parity.steps_allowed(count), parity.off_allowed(count)
     if isinstance(given, str) or given.shape != wanted.shape:
         note = given if isinstance(given, str) else f"shape {given.shape[1:]}, expected {wanted.shape[1:]}"
         return LayerDifference(
@@ -196,6 +199,7 @@ def _difference(
             layer=layer,
             step=step,
             max_steps=None,
+            steps_allowed=most,
             mean_steps=None,
             off=None,
             off_allowed=allowed,
@@ -209,10 +213,11 @@ def _difference(
         layer=layer,
         step=step,
         max_steps=largest,
+        steps_allowed=most,
         mean_steps=float(steps.mean()),
         off=off,
         off_allowed=allowed,
-        beyond=not (largest <= parity.MOST_STEPS + SLACK and off <= allowed),
+        beyond=not (largest <= most + SLACK and off <= allowed),
     )
 
 

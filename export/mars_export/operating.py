@@ -75,9 +75,13 @@ def _answered(answers: Answers, split: Split) -> tuple[NDArray[np.float32], Spli
 def _of_maps(engine: Engine, validation: Split, test: Split, info: RunInfo, wanted: Sequence[subsets.Subset]) -> Points:
     temperatures = _pixel_temperatures(engine, validation, info, wanted)
     measured = scored(engine, test, info.source, wanted)
-    found, how = {}, {}
+    found: dict[str, OperatingPoint] = {}
+    how: dict[str, Any] = {}
     for score in measured.scores:
-        temperature = temperatures.get(score.subset, calibrate.Temperature(value=1.0, note="no validation row has it"))
+        temperature = temperatures.get(score.subset)
+        if temperature is None:
+            how[score.subset] = {"shortfalls": ["no validation row has it"]}
+            continue
         found[score.subset] = calibrate.map_point(score, info.recipe.export, temperature=temperature.value)
         how[score.subset] = {
             "temperature": asdict(temperature),
@@ -87,14 +91,17 @@ def _of_maps(engine: Engine, validation: Split, test: Split, info: RunInfo, want
     return found, how | {label: {"shortfalls": [why]} for label, why in measured.unmeasured.items()}
 
 
+def _has_rows(split: Split, subset: subsets.Subset) -> bool:
+    columns = [list(split.inputs).index(name) for name in subset]
+    return bool(split.presence[:, columns].all(dim=1).any())
+
+
 def _pixel_temperatures(
     engine: Engine, validation: Split, info: RunInfo, wanted: Sequence[subsets.Subset]
 ) -> Mapping[str, calibrate.Temperature]:
     if not info.recipe.export.temperature:
-        return {
-            subsets.label(subset, info.source.names): calibrate.Temperature(value=1.0, note="the recipe wants none")
-            for subset in wanted
-        }
+        none = calibrate.Temperature(value=1.0, note="the recipe wants none")
+        return {subsets.label(s, info.source.names): none for s in wanted if _has_rows(validation, s)}
     pixels: dict[str, calibrate.PixelSample] = {}
     for subset, row, answer in engine_stream(engine, validation, wanted):
         label = subsets.label(subset, info.source.names)

@@ -46,6 +46,10 @@ MOST_FLIPS = 0.02
 # where pictures are enlarged, as in a segmentation). Another expert of similar outputs is off in many, by little.
 MOST_OFF = 0.005
 MOST_OFF_PER_QUANTIZER = 0.005
+# A value that rounded the other way is off by a step of its own, which may be several of those after an addition: of a
+# method's many values a few are off by more than MOST_STEPS where it is deep (measured: 4 steps after 22 quantizers in
+# ResNet18-SE, 3 after 27 in MobileNet with ASPP).
+QUANTIZERS_PER_STEP = 8
 _METHOD_SAMPLES = 16
 _BATCH = 64
 # Of the reference's logits of one batch under every subset.
@@ -65,6 +69,7 @@ class MethodParity:
 
     Attributes:
         max_steps: largest difference in output steps.
+        steps_allowed: the bound of `max_steps`.
         mean_steps: mean difference.
         off: share of values that are off by more than half a step.
         off_allowed: the bound of `off`.
@@ -72,6 +77,7 @@ class MethodParity:
     """
 
     max_steps: float
+    steps_allowed: float
     mean_steps: float
     off: float
     off_allowed: float
@@ -86,8 +92,12 @@ def bounds(*, segmentation: bool = False) -> dict[str, float]:
         "p99_steps": MOST_STEPS,
         "routing_flips": MOST_FLIPS,
         "max_flip_margin_steps": MOST_STEPS,
-        "method_max_steps": MOST_PIXEL_STEPS if segmentation else MOST_STEPS,
     }
+
+
+def steps_allowed(count: int) -> float:
+    """The largest `MethodParity.max_steps` that passes for a method with `count` quantizers on its way."""
+    return MOST_STEPS + count // QUANTIZERS_PER_STEP
 
 
 def off_allowed(count: int) -> float:
@@ -237,7 +247,7 @@ def measure(
         count = _count(engine, model, held_out, range(len(held_out)) if rows is None else rows)
     except EngineError as error:
         # Where a method alone shows why, that says more than the failure of the whole.
-        _require_methods(methods, limits)
+        _require_methods(methods)
         raise ParityError(f"{engine.name}: {error}") from error
     measured = {label: tally.report() for label, tally in count.tallies.items() if tally.samples}
     return Parity(
@@ -306,19 +316,21 @@ def require_parity(report: Parity) -> None:
     """
     if not report.subsets or report.samples < 1 or not report.method_parity:
         raise ParityError("parity compared nothing: an empty check proves nothing")
-    _require_methods(report.method_parity, report.bounds)
+    _require_methods(report.method_parity)
     for subset, parity in report.subsets.items():
         for ok, message in _checks(parity, report.bounds):
             if not ok:
                 raise ParityError(f"{report.engine} on {subset}: {message}")
 
 
-def _require_methods(methods: Mapping[str, MethodParity], allowed: Mapping[str, float]) -> None:
-    most = allowed["method_max_steps"]
-    beyond = {name: m.max_steps for name, m in methods.items() if not m.max_steps <= most + SLACK}
-    if beyond:
-        name = _worst(beyond)
-        raise ParityError(f"method {name} is off by {beyond[name]:.4g} output steps, allowed {most:g}")
+def _require_methods(methods: Mapping[str, MethodParity]) -> None:
+    far = {name: m.max_steps - m.steps_allowed for name, m in methods.items() if not _near(m)}
+    if far:
+        name = _worst(far)
+        method = methods[name]
+        raise ParityError(
+            f"method {name} is off by {method.max_steps:.4g} output steps, allowed {method.steps_allowed:g}"
+        )
     often = {name: m.off - m.off_allowed for name, m in methods.items() if not m.off <= m.off_allowed}
     if often:
         name = _worst(often)
@@ -326,18 +338,14 @@ def _require_methods(methods: Mapping[str, MethodParity], allowed: Mapping[str, 
         raise ParityError(f"method {name} is off in {method.off:.2%} of its values, allowed {method.off_allowed:.1%}")
 
 
+def _near(method: MethodParity) -> bool:
+    return method.max_steps <= method.steps_allowed + SLACK
+
+
 def worst_methods(report: Parity) -> tuple[str, ...]:
     """The methods beyond a bound, the worst first; the one that is furthest off where none is."""
-    most = report.bounds["method_max_steps"] + SLACK
-    order = sorted(report.method_parity, key=lambda name: _rank(report.method_parity[name].max_steps), reverse=True)
-    return tuple(
-        name
-        for name in order
-        if not (
-            report.method_parity[name].max_steps <= most
-            and report.method_parity[name].off <= report.method_parity[name].off_allowed
-        )
-    ) or tuple(order[:1])
+    order = sorted(report.method_parity.items(), key=lambda item: _rank(item[1].max_steps), reverse=True)
+    return tuple(name for name, m in order if not (_near(m) and m.off <= m.off_allowed)) or (order[0][0],)
 
 
 def _worst(values: Mapping[str, float]) -> str:
@@ -431,10 +439,12 @@ def _method_parity(
         step = reference.step(model, made[0].method, i, wanted, precision)
         steps.append((np.abs(got - wanted) / np.float32(step)).ravel())
     every = np.concatenate(steps)
+    count = quantizers(pieces_of(model)[made[0].method])
     return MethodParity(
         max_steps=float(every.max()),
+        steps_allowed=steps_allowed(count),
         mean_steps=float(every.mean()),
         off=float(np.mean(~(every <= 0.5))),
-        off_allowed=off_allowed(quantizers(pieces_of(model)[made[0].method])),
+        off_allowed=off_allowed(count),
         values=every.size,
     )

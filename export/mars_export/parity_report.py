@@ -186,12 +186,12 @@ def _methods(manifest: Manifest, report: Mapping[str, Any]) -> Section:
         found, part = _table(more, method), _table(coverage, method)
         index = method.removeprefix("expert_")
         ran = chosen[int(index)] if index.isdigit() and method != index and int(index) < len(chosen) else None
-        off = f"{_percent(found.get('off'))} of {_percent(found.get('off_allowed'))}" if found else _NOTHING
+        off = _of(_percent(found.get("off")), _percent(found.get("off_allowed")))
         left = ", ".join(map(str, part.get("left") or ())) or _NOTHING
         rows.append(
             (
                 method,
-                _steps(steps.get(method)),
+                _of(_steps(steps.get(method)), _steps(found.get("steps_allowed"))),
                 _steps(found.get("mean_steps")),
                 off,
                 _count(ran),
@@ -199,12 +199,24 @@ def _methods(manifest: Manifest, report: Mapping[str, Any]) -> Section:
                 left,
             )
         )
-    head = ("method", "largest, steps", "mean", "off, of allowed", "times chosen", "on the delegate", "outside it")
+    head = (
+        "method",
+        "largest, of allowed steps",
+        "mean",
+        "off, of allowed",
+        "times chosen",
+        "on the delegate",
+        "outside it",
+    )
     text = (
         "Every method on its own, for inputs equal to those of the model, chosen or not. Off is the share of values "
         "that differ by more than half a step: roundings that fell the other way."
     )
     return Section(title="Methods", paragraphs=[text], rows=[head, *rows])
+
+
+def _of(value: str, allowed: str) -> str:
+    return value if allowed == _NOTHING else f"{value} of {allowed}"
 
 
 def _worst(manifest: Manifest, report: Mapping[str, Any]) -> Section | None:
@@ -397,13 +409,6 @@ _ALL_BOUNDS = (
         text="lead of a replaced expert",
         part="subsets",
         key="max_flip_margin_steps",
-        shown=_steps,
-    ),
-    _Bound(
-        name="method_max_steps",
-        text="largest difference of a method",
-        part="method_parity",
-        key="max_steps",
         shown=_steps,
     ),
 )

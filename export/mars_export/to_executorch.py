@@ -219,19 +219,14 @@ _PARTITIONERS: dict[Backend, Callable[[Precision], Any]] = {
 @contextmanager
 def _quiet_backends() -> Iterator[None]:
     """Inside, the partitioners do not tell about every node that they look at."""
-    loggers = [
-        logging.getLogger(),
-        logging.getLogger("executorch.backends.apple.coreml"),
-        logging.getLogger("coremltools"),
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before, level = logging.root.manager.disable, logging.root.level
+    # Not by the level of a logger: importing the Vulkan partitioner sets the root logger's to INFO.
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
+        logging.root.setLevel(level)
 
 
 def require_coverage(coverage: Mapping[str, Coverage], least: float) -> None:

@@ -117,18 +117,18 @@ ERRORS = spoof_errors((2, 300), mask=(1, 150), screen=(0, 150))
     [
         ({}, ()),
         ({"certify_max_error": 0.022}, ()),
-        ({"certify_max_error": 0.02}, ("ACER may be 0.0212, at most 0.02 is allowed",)),
+        ({"certify_max_error": 0.02}, ("ACER may be 2.12 %, at most 2.00 % is allowed",)),
         ({"certify_min_samples": 301}, ("300 test samples of the smaller class, 301 are needed",)),
         ({"certify_max_apcer": 0.042}, ()),
-        ({"certify_max_apcer": 0.04}, ("APCER of the worst species may be 0.0418, at most 0.04 is allowed",)),
-        ({"certify_max_bpcer": 0.02}, ("BPCER may be 0.0239, at most 0.02 is allowed",)),
+        ({"certify_max_apcer": 0.04}, ("APCER of the worst species may be 4.18 %, at most 4.00 % is allowed",)),
+        ({"certify_max_bpcer": 0.02}, ("BPCER may be 2.39 %, at most 2.00 % is allowed",)),
         (
             {"certify_min_per_species": 151},
             ("150 test samples of mask, 151 are needed", "150 test samples of screen, 151 are needed"),
         ),
         (
             {"certify_max_error": 0.0, "certify_max_bpcer": 0.0},
-            ("ACER may be 0.0212, at most 0 is allowed", "BPCER may be 0.0239, at most 0 is allowed"),
+            ("ACER may be 2.12 %, at most 0.00 % is allowed", "BPCER may be 2.39 %, at most 0.00 % is allowed"),
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_species_that_test_lacks_is_bounded_by_nothing() -> None:
 
 def test_what_is_not_a_number_never_certifies() -> None:
     broken = replace(ERRORS, acer_high=math.nan)
-    assert calibrate.shortfalls(broken, [], ExportRecipe()) == ("ACER may be nan, at most 1 is allowed",)
+    assert calibrate.shortfalls(broken, [], ExportRecipe()) == ("ACER may be nan %, at most 100.00 % is allowed",)
 
 
 def test_a_point_that_rejects_everybody_is_not_certified() -> None:

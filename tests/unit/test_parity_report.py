@@ -108,7 +108,7 @@ def test_every_subset_method_bound_and_cost_is_there(manifest: Manifest) -> None
     assert {row[5] for row in methods[1:]} == {"95.00 %"}
     chosen = [row[4] for row in methods[1:] if row[0].startswith("expert_")]
     assert chosen == [str(times) for times in report["experts_chosen"]]
-    assert [row[4] for row in bounds[1:]] == ["yes"] * 6
+    assert [row[4] for row in bounds[1:]] == ["yes"] * 5
     assert [row[0] for row in worst[1:]] == list(manifest.labels)
     assert points[1][6] == "no: abstains" and points[2][6] == "yes"
     assert costs[1][1:] == ["7,654,321", "98", "76"]
