@@ -41,6 +41,8 @@ MOST_PIXEL_STEPS = 4.0
 LEAST_PIXEL_AGREEMENT = 0.98
 # An expert may differ only where the reference's own margin was within MOST_STEPS, and in this share of samples.
 MOST_FLIPS = 0.02
+# A segmentation has few images, and enlarging rounds more often: 2 of 48 were measured.
+MOST_MAP_FLIPS = 0.05
 # Of the values that a method gives for the model's own inputs, this share may be off by a step at all, plus as much as
 # each of its quantizers may round the other way (measured: 0.01 % a quantizer in the bundled models' encoders, 0.3 %
 # where pictures are enlarged, as in a segmentation). Another expert of similar outputs is off in many, by little.
@@ -90,7 +92,7 @@ def bounds(*, segmentation: bool = False) -> dict[str, float]:
         "label_agreement": LEAST_PIXEL_AGREEMENT if segmentation else LEAST_AGREEMENT,
         "max_steps": MOST_PIXEL_STEPS if segmentation else MOST_STEPS,
         "p99_steps": MOST_STEPS,
-        "routing_flips": MOST_FLIPS,
+        "routing_flips": MOST_MAP_FLIPS if segmentation else MOST_FLIPS,
         "max_flip_margin_steps": MOST_STEPS,
     }
 
