@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mars_export import cache, pieces, quantize
+from mars_export.biases import round_biases
 from mars_export.hush import hushed
 from mars_training.model.mars import DeployedMars
 from tests.helpers.tiny_mars import NAMES, SHAPES, model, recipe, split
@@ -61,6 +62,16 @@ def test_conversion_answers_exactly_as_the_fake_quantized_model_with_whole_biase
     inputs = split(8, 2).batch(torch.arange(8))
     with torch.no_grad():
         torch.testing.assert_close(converted(inputs, EVERYTHING), whole(inputs, EVERYTHING), rtol=0, atol=1e-6)
+
+
+def test_conversion_rounds_the_bias_of_every_int8_layer(prepared: DeployedMars, converted: DeployedMars) -> None:
+    trained = prepared.state_dict()
+    rounded = {name: tensor for name, tensor in converted.state_dict().items() if name.endswith("bias")}
+    assert any(not torch.equal(tensor, trained[name]) for name, tensor in rounded.items() if name in trained)
+    again = copy.deepcopy(converted)
+    assert sum(round_biases(piece.traced) for piece in pieces.pieces_of(again).values()) > 0  # type: ignore[arg-type]
+    for name, tensor in rounded.items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-6, atol=0)
 
 
 def test_one_sample_and_many_give_the_same_answers(converted: DeployedMars) -> None:
