@@ -1,20 +1,29 @@
-"""Options the device commands share."""
+"""Options the device commands share, and what they stand for."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
+from mars_edge.errors import UsageError
+from mars_edge.faults import Fault, parse_fault
+from mars_edge.manifest import Manifest, Policy
 from mars_edge.options import positive
+from mars_runtime import policy
 from mars_runtime.engines import Engine, open_engine
+from mars_runtime.pipeline import Settings
+from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_flag
+from mars_runtime.stream import default_specs
 
 # What the native engine takes; a C int would wrap silently.
 MOST_THREADS = 256
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_engine_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Which model, and how it is executed."""
     add = parser.add_argument
-    add("--model", required=True, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
+    add("--model", required=required, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
     add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256")
     add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
     add("--no-self-test", action="store_true", help="skip the model's golden input at start")
@@ -24,4 +33,82 @@ def open_from(options: argparse.Namespace) -> Engine:
     """The engine those options describe; errors as `open_engine`."""
     return open_engine(
         options.model, threads=options.threads, engine=options.engine, self_test=not options.no_self_test
+    )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Which sensors, broken how, and for how long."""
+    add = parser.add_argument
+    add("--sensor", action="append", default=[], metavar="NAME=SOURCE", help=f"repeatable; SOURCE is {ALLOWED}")
+    add("--sensors", type=Path, metavar="FILE.toml", help="the same as a file: one [sensor.NAME] table each")
+    add("--inject", action="append", default=[], metavar="NAME=FAULT@START+LENGTH", help="break a sensor; repeatable")
+    add("--max-seconds", type=positive(float), metavar="S", help="stop this long after the first decision")
+    add(
+        "--seed",
+        type=positive(int, zero=True),
+        default=0,
+        help="of the simulated rig and the injected faults (default 0)",
+    )
+    add("--quiet", action="store_true", help="nothing on stderr but errors")
+
+
+def given_specs(options: argparse.Namespace) -> list[SensorSpec]:
+    """The sources those options name; empty where they name none."""
+    given = [parse_flag(text) for text in options.sensor]
+    if options.sensors is not None:
+        given += load_table(options.sensors)
+        if not given:
+            raise UsageError(f"--sensors {options.sensors}: no [sensor.NAME] table in it")
+    return given
+
+
+def specs_from(options: argparse.Namespace, manifest: Manifest) -> list[SensorSpec]:
+    """The sources those options name, or the simulated rig for every modality."""
+    return given_specs(options) or default_specs(manifest)
+
+
+def faults_from(options: argparse.Namespace, specs: Sequence[SensorSpec]) -> list[Fault]:
+    """The faults of `--inject`."""
+    return [parse_fault(text, [spec.name for spec in specs]) for text in options.inject]
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """When decisions are made and what may be decided; without --unsafe only stricter than the model's own policy."""
+    add = parser.add_argument
+    add("--rate-hz", type=positive(float), metavar="HZ", help="decisions per second; default: the fastest sensor's")
+    add("--newest", action="store_true", help="decide on every new sample, at most --rate-hz (60) times a second")
+    add("--deadline-ms", type=positive(float), metavar="MS", help="abstain when a decision comes later than this")
+    add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")
+    add("--on-missing", choices=policy.ON_MISSING, help="what a missing sensor means; only stricter than the model's")
+    add(
+        "--latch",
+        type=positive(float),
+        default=0.0,
+        metavar="S",
+        help="decide nothing for S seconds after a sensor that liveness depends on went missing",
+    )
+    add("--unsafe", action="store_true", help="let --on-missing loosen, and decide on uncertified subsets")
+
+
+def policy_from(options: argparse.Namespace, manifest: Manifest) -> Policy:
+    """The model's policy, tightened as those options wish."""
+    return policy.stricter(
+        manifest.policy,
+        manifest.names,
+        require=options.require,
+        on_missing=options.on_missing,
+        unsafe=options.unsafe,
+    )
+
+
+def settings_from(options: argparse.Namespace, manifest: Manifest, specs: Sequence[SensorSpec]) -> Settings:
+    """How the loop runs by those options."""
+    return Settings(
+        rate_hz=options.rate_hz,
+        newest=options.newest,
+        deadline_s=None if options.deadline_ms is None else options.deadline_ms / 1000.0,
+        policy=policy_from(options, manifest),
+        allow_uncertified=options.unsafe,
+        latch_s=options.latch,
+        health={spec.name: spec.health for spec in specs},
     )

@@ -5,24 +5,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from mars_edge.errors import UsageError
-from mars_edge.faults import parse_fault
-from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser, positive
-from mars_runtime import policy
-from mars_runtime.commands.options import add_engine_options, open_from
+from mars_runtime.commands.options import (
+    add_engine_options,
+    add_policy_options,
+    add_source_options,
+    faults_from,
+    open_from,
+    settings_from,
+    specs_from,
+)
+from mars_runtime.commands.signals import stopping_on_signals
 from mars_runtime.engines import Engine
-from mars_runtime.pipeline import Settings
-from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_flag
-from mars_runtime.sinks import JsonLines, LiveStatus
-from mars_runtime.stream import Stream, default_specs
+from mars_runtime.sinks import JsonLines, LiveStatus, Sink
+from mars_runtime.stream import Stream
 
 _EXAMPLE = "example: mars-edge run --model face_antispoof.pte --inject depth=off@3s+4s --max-seconds 12"
 
@@ -38,53 +39,71 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, engine: Engine) -> int:
-    manifest = engine.manifest
-    specs = _specs(options, manifest)
-    settings = Settings(
-        rate_hz=options.rate_hz,
-        policy=policy.stricter(
-            manifest.policy,
-            manifest.names,
-            require=options.require,
-            on_missing=options.on_missing,
-            unsafe=options.unsafe,
-        ),
-        allow_uncertified=options.unsafe,
-        health={spec.name: spec.health for spec in specs},
-    )
-    faults = [parse_fault(text, [spec.name for spec in specs]) for text in options.inject]
-    stream = Stream(engine, specs, settings, faults=faults, seed=options.seed)
-    _announce(options, stream)
-    with stream, _stopping_on_signals(stream):
-        _emit(stream, options)
+    specs = specs_from(options, engine.manifest)
+    settings = settings_from(options, engine.manifest, specs)
+    faults = faults_from(options, specs)
+    with contextlib.ExitStack() as stack:
+        witness = None
+        if options.record is not None or options.flight_recorder is not None:
+            from mars_runtime.recording.witness import Witness
+
+            witness = Witness(
+                engine.manifest,
+                settings,
+                lambda: stream.traits,
+                record=options.record,
+                flight_recorder=options.flight_recorder,
+                say=lambda line: _say(line, options),
+            )
+            stack.callback(witness.close)
+        stream = Stream(engine, specs, settings, faults=faults, seed=options.seed, witness=witness)
+        sinks = _sinks(options, engine, stream)
+        announce(options, stream)
+        for sink in sinks:
+            stack.callback(sink.close)
+        stack.enter_context(stream)
+        stack.enter_context(stopping_on_signals(stream.stop))
+        _emit(stream, sinks, options)
     return 0
 
 
-def _specs(options: argparse.Namespace, manifest: Manifest) -> list[SensorSpec]:
-    given = [parse_flag(text) for text in options.sensor]
-    if options.sensors is not None:
-        given += load_table(options.sensors)
-        if not given:
-            raise UsageError(f"--sensors {options.sensors}: no [sensor.NAME] table in it")
-    return given or default_specs(manifest)
+def _sinks(options: argparse.Namespace, engine: Engine, stream: Stream) -> list[Sink]:
+    """Everything but the lines and the live block, which share the terminal."""
+    if options.maps is None:
+        return []
+    manifest = engine.manifest
+    if manifest.task != "segmentation":
+        raise UsageError(f"--maps: {manifest.name} answers with a label ({manifest.task}), not with a map")
+    from mars_runtime.maps import MapFiles
+
+    camera = next((m.name for m in manifest.modalities if m.kind == "image" and m.name in stream.traits), None)
+    return [MapFiles(options.maps, None if camera is None else (lambda: stream.latest(camera)))]
 
 
-def _announce(options: argparse.Namespace, stream: Stream) -> None:
+def announce(options: argparse.Namespace, stream: Stream) -> None:
+    """Say which sensors are simulated, in one line on stderr."""
     simulated = [name for name, traits in stream.traits.items() if traits.simulated]
-    if simulated and not options.quiet:
-        print(
-            f"mars-edge: {', '.join(simulated)} from the simulated rig (seed {options.seed}), not from real sensors;"
+    if simulated:
+        _say(
+            f"{', '.join(simulated)} from the simulated rig (seed {options.seed}), not from real sensors;"
             " name your own with --sensor NAME=SOURCE",
-            file=sys.stderr,
+            options,
         )
 
 
-def _emit(stream: Stream, options: argparse.Namespace) -> None:
+def _say(line: str, options: argparse.Namespace) -> None:
+    if not options.quiet:
+        print(f"mars-edge: {line}", file=sys.stderr)
+
+
+def _emit(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
     lines, live = JsonLines(sys.stdout), _live_status(stream, options)
     for decision in itertools.islice(stream.decisions(), options.max_decisions):
         if live is not None and sys.stdout.isatty():
             live.clear()
         lines.write(decision)
+        for sink in sinks:
+            sink.write(decision)
         if live is not None:
             live.write(decision)
         if options.max_seconds is not None and stream.time_s() >= options.max_seconds:
@@ -102,44 +121,14 @@ def _truth(stream: Stream) -> str:
     return f"simulated: {stream.world.species_now()} is on stage (the truth, not seen by the model)"
 
 
-@contextlib.contextmanager
-def _stopping_on_signals(stream: Stream) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the stream in good order, the second one kills as usual."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stream.stop()
-
-    # Signals reach Python's main thread only; a caller elsewhere has its own way to stop.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="mars-edge run", description=__doc__, epilog=_EXAMPLE)
     add_engine_options(parser)
+    add_source_options(parser)
+    add_policy_options(parser)
     add = parser.add_argument
-    add("--sensor", action="append", default=[], metavar="NAME=SOURCE", help=f"repeatable; SOURCE is {ALLOWED}")
-    add("--sensors", type=Path, metavar="FILE.toml", help="the same as a file: one [sensor.NAME] table each")
-    add("--inject", action="append", default=[], metavar="NAME=FAULT@START+LENGTH", help="break a sensor; repeatable")
-    add("--rate-hz", type=positive(float), metavar="HZ", help="decisions per second; default: the fastest sensor's")
-    add("--max-seconds", type=positive(float), metavar="S", help="stop this long after the first decision")
     add("--max-decisions", type=positive(int), metavar="N", help="stop after this many decisions")
-    add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")
-    add("--on-missing", choices=policy.ON_MISSING, help="what a missing sensor means; only stricter than the model's")
-    add("--unsafe", action="store_true", help="let --on-missing loosen, and decide on uncertified subsets")
-    add(
-        "--seed",
-        type=positive(int, zero=True),
-        default=0,
-        help="of the simulated rig and the injected faults (default 0)",
-    )
-    add("--quiet", action="store_true", help="nothing on stderr but errors")
+    add("--record", type=Path, metavar="FILE.mcap", help="keep everything, so that `mars-edge replay` decides it again")
+    add("--flight-recorder", type=Path, metavar="DIR", help="keep 10 s before and 5 s after each fault, a file each")
+    add("--maps", type=Path, metavar="DIR", help="segmentation: write the map of each decision as PNG, and an overlay")
     return parser
