@@ -5,16 +5,15 @@
 Each presentation is one simulated attack of a test identity, standing still before all cameras at 15 Hz. After 2 s one
 sensor is covered, unplugged or frozen, for 4 s; the decisions are those of the runtime's own loop, health rules and
 policy, on a simulated clock. Judged are the last decision, once the fault is known or never will be, and the decisions
-of the gap before it is known. A cell is beyond its bound when even the lower 95 % bound of its acceptance (exact, Clopper
-and Pearson) is above the upper one that the manifest certifies for that subset and species. Simulated attacks: no claim
-about real ones.
+of the gap before it is known. A cell is beyond its bound when even the lower 95 % bound of its acceptance (exact,
+Clopper and Pearson) is above the upper one that the manifest certifies for that subset and species. Simulated attacks:
+no claim about real ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,11 +29,13 @@ from mars_edge.manifest import Manifest
 from mars_edge.metrics import clopper_pearson
 from mars_edge.options import OneLineParser, positive
 from mars_edge.rig import ATTACKS, IDENTITIES, MODALITIES, render, sample_scene
-from mars_runtime.capture import Delivery, Doorbell, FactFinder, Sample
+from mars_runtime.capture import Delivery, Doorbell, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine
+from mars_runtime.facts import FactFinder
 from mars_runtime.health import Event, ReadFailed
+from mars_runtime.machine import this_machine
 from mars_runtime.pipeline import Pipeline, Settings
 from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.faulty import FaultyDriver
@@ -281,9 +282,8 @@ def main() -> int:
         print(json.dumps([asdict(cell) | {"bound": certified_bound(manifest, cell)} for cell in cells]))
     else:
         print(as_markdown(manifest, cells))
-        print(
-            f"\n{options.presentations} presentations, seed {options.seed}, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}"
-        )
+        where = f"{datetime.now(UTC):%Y-%m-%d}, {this_machine()}"
+        print(f"\n{options.presentations} presentations, seed {options.seed}, {where}")
     return int(any(beyond(manifest, cell) for cell in cells))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mars_edge.errors import SensorError
-from mars_runtime.capture import Backoff, Capture, Connection, Doorbell, FactFinder, Mailbox, Sample
+from mars_runtime.capture import Backoff, Capture, Connection, Doorbell, Mailbox, Sample
+from mars_runtime.facts import FactFinder
 from mars_runtime.health import Ended, ReadFailed, SampleSeen
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 
