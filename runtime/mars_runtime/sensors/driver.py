@@ -22,11 +22,15 @@ class Frame:
         data: image (H, W) or (H, W, C), colour in RGB order; audio (T,); sequence (T, C); vector (L,).
         sequence: the source's own frame number, or None where it has none.
         last: no further frame follows (end of a file).
+        captured_s: when it was taken, by the device's own time stamp on the monotonic clock; None where unknown.
+        flags: what the source itself reported about it, e.g. "overflow" (sound before it was lost).
     """
 
     data: NDArray[Any]
     sequence: int | None = None
     last: bool = False
+    captured_s: float | None = None
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
