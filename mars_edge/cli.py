@@ -15,6 +15,9 @@ from mars_edge.errors import MarsEdgeError, UsageError
 # command: (module:function, what it does, the extra its imports need or "")
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("mars_runtime.commands.run:main", "stream decisions from sensors", ""),
+    "record": ("mars_runtime.commands.record:main", "keep what sensors give, with or without decisions", ""),
+    "replay": ("mars_runtime.commands.replay:main", "decide again on a recording; --verify proves it", ""),
+    "inject": ("mars_runtime.commands.inject:main", "break sensors, or a recording, on purpose", ""),
     "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),

@@ -1,0 +1,289 @@
+"""`record`, `replay`, `inject` and `run --record` as a user meets them, and the runtime inside an application."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mcap_protobuf")
+
+import mars_runtime
+from mars_edge import cli
+from mars_edge.errors import UsageError
+from mars_runtime import engines
+from mars_runtime.commands import options
+from mars_runtime.recording.reader import open_recording
+from tests.fake_engine import FakeEngine, manifest
+
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine(manifest())
+    monkeypatch.setattr(options, "open_engine", lambda *args, **kwargs: fake)
+    monkeypatch.setattr(engines, "open_engine", lambda *args, **kwargs: fake)
+    return fake
+
+
+def mars_edge(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, Lines, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+MODEL = ("--model", "any.onnx")
+
+
+def without_latency(lines: Lines) -> Lines:
+    return [{key: value for key, value in line.items() if key != "latency_ms"} for line in lines]
+
+
+def test_a_run_that_is_recorded_is_replayed_line_for_line_and_verified(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.mcap"
+    fault = ("--inject", "depth=off@0.2s+1s")
+    code, lines, stderr = mars_edge(capsys, "run", *MODEL, "--max-seconds", "1.5", "--record", path, *fault)
+    assert (code, stderr.splitlines()[1]) == (0, f"mars-edge: recorded {path} ({len(lines)} decisions)")
+    assert len({line["subset"] for line in lines}) > 1
+    code, again, stderr = mars_edge(capsys, "replay", path, *MODEL, "--fast")
+    assert (code, stderr) == (0, "")
+    assert without_latency(again) == without_latency(lines)
+    code, (summary,), _ = mars_edge(capsys, "replay", path, *MODEL, "--verify")
+    assert (code, summary) == (0, {"decisions": len(lines), "equal": len(lines), "first": None, "cut": False})
+
+
+def test_verify_fails_when_the_engine_answers_otherwise(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.mcap"
+    mars_edge(capsys, "run", *MODEL, "--max-decisions", "5", "--record", path)
+    engine.logits = np.array([5.0, 0.0], np.float32)
+    code, (summary,), stderr = mars_edge(capsys, "replay", path, *MODEL, "--verify")
+    assert (code, summary["equal"]) == (1, 0)
+    assert stderr.startswith(f"mars-edge: {path}: 5 of 5 decisions differ; first 0: outcome.label was ")
+
+
+def test_verify_refuses_another_model_and_sensors_alone(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mars_edge(capsys, "run", *MODEL, "--max-decisions", "3", "--record", tmp_path / "run.mcap")
+    engine.manifest = manifest(name="other")
+    code, _, stderr = mars_edge(capsys, "replay", tmp_path / "run.mcap", *MODEL, "--verify")
+    assert (code, stderr) == (
+        2,
+        f"mars-edge: {tmp_path}/run.mcap: was decided by another model (fake) than any.onnx; "
+        "without --verify it is decided on anew\n",
+    )
+    assert len(mars_edge(capsys, "replay", tmp_path / "run.mcap", *MODEL, "--fast")[1]) == 3
+    mars_edge(capsys, "record", tmp_path / "alone.mcap", "--sensor", "ir=sim:", "--max-seconds", "0.3")
+    code, _, stderr = mars_edge(capsys, "replay", tmp_path / "alone.mcap", *MODEL, "--verify")
+    assert (code, stderr) == (
+        2, f"mars-edge: {tmp_path}/alone.mcap: holds sensors alone, so there is no decision to compare with\n",
+    )  # fmt: skip
+
+
+def test_a_replay_takes_as_long_as_the_run_unless_it_is_fast(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mars_runtime.commands import replay
+
+    mars_edge(capsys, "run", *MODEL, "--max-decisions", "8", "--record", tmp_path / "run.mcap")
+    slept: list[float] = []
+
+    class Stop:
+        def set(self) -> None:
+            pytest.fail("no signal was sent")
+
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, seconds: float) -> None:
+            slept.append(seconds)
+
+    monkeypatch.setattr(replay.threading, "Event", Stop)
+    mars_edge(capsys, "replay", tmp_path / "run.mcap", *MODEL)
+    ticks = [entry.readings.end_s for entry in open_recording(tmp_path / "run.mcap").entries()]  # type: ignore[union-attr]
+    # Nothing sleeps here, so each wait is about the whole time since the first decision.
+    assert slept == pytest.approx([at_s - ticks[0] for at_s in ticks], abs=0.2)
+    slept.clear()
+    mars_edge(capsys, "replay", tmp_path / "run.mcap", *MODEL, "--fast")
+    assert slept == []
+
+
+def test_sensors_alone_are_recorded_losslessly_and_feed_a_model_later(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "desk.mcap"
+    sensors = [part for name in ("rgb", "depth", "ir") for part in ("--sensor", f"{name}=sim:")]
+    code, lines, stderr = mars_edge(capsys, "record", path, *sensors, "--max-seconds", "1", "--seed", "7")
+    assert (code, lines) == (0, [])
+    assert re.fullmatch(rf"mars-edge: recorded {path} \(\d+ deliveries of rgb, depth, ir\)\n", stderr)
+    from mars_edge.rig import Rig
+
+    rig = Rig(seed=7, rate_hz=15.0)
+    samples = [(e.name, e.delivery.sample) for e in open_recording(path).entries() if e.delivery.sample]  # type: ignore[union-attr]
+    assert {name for name, _ in samples} == {"rgb", "depth", "ir"}
+    for name, sample in samples:
+        assert np.array_equal(sample.frame.data, rig.frame(name, sample.frame.sequence / 15.0))
+    _, made, _ = mars_edge(capsys, "replay", path, *MODEL, "--fast", "--rate-hz", "10")
+    # A starved machine may have rendered one of them late now and then.
+    assert "rgb+depth+ir" in {line["subset"] for line in made}
+
+
+def test_faults_added_to_a_recording_touch_their_sensor_alone(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sensors = [part for name in ("rgb", "ir") for part in ("--sensor", f"{name}=sim:")]
+    mars_edge(capsys, "record", tmp_path / "a.mcap", *sensors, "--max-seconds", "2")
+    broken = ("--recording", tmp_path / "a.mcap", "--inject", "ir=off@0.5s", "--inject", "rgb=black@99s")
+    assert mars_edge(capsys, "inject", tmp_path / "b.mcap", *broken)[0] == 0
+    before, after = (
+        {
+            name: [
+                entry.delivery.sample
+                for entry in open_recording(tmp_path / file).entries()
+                if entry.name == name and entry.delivery.sample  # type: ignore[union-attr]
+            ]
+            for name in ("rgb", "ir")
+        }
+        for file in ("a.mcap", "b.mcap")
+    )
+    assert [s.frame.data.tobytes() for s in after["rgb"]] == [s.frame.data.tobytes() for s in before["rgb"]]
+    assert 0 < len(after["ir"]) < len(before["ir"])
+    assert after["ir"][-1].at_s < before["ir"][0].at_s + 0.6
+    _, lines, _ = mars_edge(capsys, "replay", tmp_path / "b.mcap", *MODEL, "--fast")
+    assert lines[-1]["modalities"]["ir"]["reason"] in ("stale", "lost")
+
+
+def test_sensors_can_be_broken_while_they_are_recorded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("--sensor", "ir=sim:", "--inject", "ir=black@0s", "--max-seconds", "0.5")
+    assert mars_edge(capsys, "inject", tmp_path / "b.mcap", *arguments)[0] == 0
+    entries = list(open_recording(tmp_path / "b.mcap").entries())
+    assert entries
+    assert not any(entry.delivery.sample.frame.data.any() for entry in entries if entry.delivery.sample)  # type: ignore[union-attr]
+
+
+def test_a_file_is_recorded_to_its_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import cv2
+
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((6, 8), 1000 * index, np.uint16))
+    code, _, _ = mars_edge(capsys, "record", tmp_path / "d.mcap", "--sensor", f"depth={tmp_path}/*.png")
+    assert code == 0
+    entries = [e for e in open_recording(tmp_path / "d.mcap").entries() if e.delivery.sample]  # type: ignore[union-attr]
+    assert [int(e.delivery.sample.frame.data.max()) for e in entries] == [0, 1000, 2000, 3000]  # type: ignore[union-attr]
+    assert open_recording(tmp_path / "d.mcap").session.modalities["depth"].dtype == "uint16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["record", "x.mcap"],
+            "record: no sensor is named; give --sensor NAME=SOURCE, or --model for the sensors of a model",
+        ),
+        (
+            ["record", "x.mcap", "--sensor", "sonar=sim:"],
+            "--sensor sonar=sim:: the simulated rig has no 'sonar'; it has: ",
+        ),
+        (["record", "no/x.mcap", "--sensor", "ir=sim:"], "no/x.mcap: there is no folder no"),
+        (["replay", "no.mcap", "--model", "any.onnx"], "no.mcap: no such recording"),
+        (["inject", "x.mcap", "--sensor", "ir=sim:"], "inject: no fault is given, e.g. --inject depth=off@1s+2s"),
+        (["inject", "x.mcap", "--inject", "ir=off"], "inject: give either --recording FILE or --sensor NAME=SOURCE"),
+        (
+            ["run", "--model", "any.onnx", "--maps", "m"],
+            "--maps: fake answers with a label (classification), not with a map",
+        ),
+        (["run", "--model", "any.onnx", "--record", "no/x.mcap"], "no/x.mcap: there is no folder no"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_2(
+    engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, lines, stderr = mars_edge(capsys, *arguments)
+    assert (code, lines) == (2, [])
+    assert stderr.startswith(f"mars-edge: {message}")
+    assert stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_segmentation_writes_the_map_and_an_overlay_of_each_decision(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import cv2
+
+    engine.manifest = manifest(task="segmentation", labels=("sky", "sea", "sand"), positive_label=None)
+    engine.logits = np.zeros((3, 112, 112), np.float32)
+    engine.logits[2, :56] = 1.0
+    _, lines, _ = mars_edge(capsys, "run", *MODEL, "--max-decisions", "3", "--maps", tmp_path / "maps")
+    assert [line["shares"] for line in lines] == [{"sky": 0.5, "sea": 0.0, "sand": 0.5}] * 3
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert names == [f"{kind}-0000000{seq}.png" for kind in ("map", "overlay") for seq in range(3)]
+    stored = cv2.imread(str(tmp_path / "maps" / "map-00000000.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(stored, engine.logits.argmax(axis=0))
+    assert cv2.imread(str(tmp_path / "maps" / "overlay-00000000.png")).shape == (112, 112, 3)
+
+
+def test_an_application_opens_a_stream_by_names_and_closes_the_engine(engine: FakeEngine, tmp_path: Path) -> None:
+    with mars_runtime.open("any.onnx", {"rgb": "sim:", "ir": "sim:"}, record=tmp_path / "run.mcap") as stream:
+        for decision in stream:
+            assert set(decision.modalities) == {"rgb", "depth", "ir"}
+            if decision.seq == 3:
+                break
+    assert engine.closed
+    assert len(list(open_recording(tmp_path / "run.mcap").entries())) == 4
+
+
+def test_an_application_may_only_tighten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mars_edge.manifest import Policy
+
+    fake = FakeEngine(manifest(policy=Policy(on_missing="abstain")))
+    monkeypatch.setattr(engines, "open_engine", lambda *args, **kwargs: fake)
+    with pytest.raises(UsageError, match="--on-missing continue is laxer than the model's abstain"):
+        mars_runtime.open("any.onnx", on_missing="continue")
+    assert fake.closed
+
+
+def test_the_example_of_the_readme_runs(repository: Path) -> None:
+    """Every Python block of README.md that opens a stream runs as it stands, with the bundled model."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "mars_runtime.open" in block]
+    if not blocks:
+        pytest.skip("README.md has no python block with mars_runtime.open yet")
+    for block in blocks:
+        code = len([line for line in block.splitlines() if line.strip()])
+        assert code <= 10
+        done = subprocess.run(
+            [sys.executable, "-c", block], capture_output=True, text=True, timeout=60, check=False, cwd=repository
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+def test_losing_a_sensor_that_liveness_depends_on_raises_the_alarm_and_holds_decisions(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = ("--require", "depth|ir", "--latch", "30", "--quiet", "--sensor", "rgb=sim:", "--sensor", "depth=sim:")
+    broken = ("--sensor", "ir=sim:", "--inject", "depth=unplug@0.4s", "--max-seconds", "1.2")
+    _, lines, _ = mars_edge(capsys, "run", *MODEL, *watched, *broken)
+    assert lines[0]["alarm"] == []
+    held = [line for line in lines if "depth" in line["alarm"]]
+    assert held
+    assert {line["verdict"] for line in held} == {"abstain"}
+    # On a starved machine another sensor may be late as well.
+    assert all(re.fullmatch(r"depth.* went missing: no decision for 30 s", line["reason"]) for line in held)
