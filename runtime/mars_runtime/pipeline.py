@@ -27,7 +27,7 @@ from mars_runtime.health import Summary
 from mars_runtime.policy import Outcome
 from mars_runtime.sensors.pace import Clock
 from mars_runtime.tick import LoopState, Plan, Readings, Tick
-from mars_runtime.track import Track, stamp_s
+from mars_runtime.track import Track
 
 _RATE_LIMIT_HZ = 60.0
 # Without a new sample a decision is made all the same: somebody must say that the sensors are silent.
@@ -240,7 +240,7 @@ class Pipeline:
         stamps = {}
         for name, track in self._tracks.items():
             cached = track.cached(now_s)
-            stamped_s = stamp_s(fresh[name]) if name in fresh else cached.stamped_s if cached else None
+            stamped_s = fresh[name].frame.captured_s if name in fresh else cached.stamped_s if cached else None
             if stamped_s is not None:
                 stamps[name] = skew.Stamp(stamped_s=stamped_s, limits=track.limits)
         return skew.skewed(stamps)

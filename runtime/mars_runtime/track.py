@@ -52,14 +52,8 @@ class TrackState:
 
 def shown_s(sample: Sample) -> float:
     """When a sample was seen: its capture, but never after its receipt; its receipt where the device says nothing."""
-    stamped_s = stamp_s(sample)
-    return sample.at_s if stamped_s is None else min(stamped_s, sample.at_s)
-
-
-def stamp_s(sample: Sample) -> float | None:
-    """The device's own time of the capture on the monotonic clock; None where it gives none."""
-    stamped_s: float | None = getattr(sample.frame, "captured_s", None)
-    return stamped_s
+    captured_s = sample.frame.captured_s
+    return sample.at_s if captured_s is None else min(captured_s, sample.at_s)
 
 
 class Track:
@@ -108,7 +102,7 @@ class Track:
 
     def remember(self, value: NDArray[np.float32], sample: Sample) -> None:
         """Keep the encoder's output for `sample` until the age limit."""
-        feature = Feature(value=value, shown_s=shown_s(sample), stamped_s=stamp_s(sample))
+        feature = Feature(value=value, shown_s=shown_s(sample), stamped_s=sample.frame.captured_s)
         self._state = replace(self.state, feature=feature)
 
     def update(self, now_s: float, *, excused_s: float = 0.0) -> Sample | None:

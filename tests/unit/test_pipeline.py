@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mars_edge.errors import NoSensorError, UsageError
+from mars_edge.errors import EngineError, NoSensorError, UsageError
 from mars_edge.manifest import Manifest, Policy
 from mars_edge.modality import Modality
 from mars_runtime.capture import Delivery, Doorbell, Sample
@@ -76,12 +77,15 @@ class FakeFeed:
     def waiting(self) -> bool:
         return self.sample is not None
 
-    def give(self, data: Any = None, *, last: bool = False, usable: bool = True) -> None:
+    def give(
+        self, data: Any = None, *, last: bool = False, usable: bool = True, captured_s: float | None = None
+    ) -> None:
         name = next(name for name, feed in self.bench.feeds.items() if feed is self)
         channels = self.bench.engine.manifest.modality(name).channels
         default = np.full((8, 8, channels), 10 + self.received % 200, np.uint8)
         self.received += 1
-        self.sample = Sample(frame=Frame(data=default if data is None else data, last=last), at_s=self.bench.now_s)
+        frame = Frame(data=default if data is None else data, last=last, captured_s=captured_s)
+        self.sample = Sample(frame=frame, at_s=self.bench.now_s)
         self.events.append(SampleSeen(at_s=self.bench.now_s, usable=usable))
         if last:
             self.events.append(Ended(at_s=self.bench.now_s))
@@ -391,3 +395,153 @@ def test_a_late_but_due_sample_is_waited_for_a_moment(monkeypatch: pytest.Monkey
     decision = bench.pipeline.decide()
     assert bench.engine.calls[-1][0] == set(NAMES)
     assert decision.latency_ms["capture_wait"] == pytest.approx(5.0)
+
+
+def test_age_counts_from_the_capture_where_the_device_stamps_it() -> None:
+    bench = Bench()
+    bench.now_s += 0.1
+    for name in NAMES:
+        bench.feeds[name].give(captured_s=bench.now_s - 0.06 if name == "ir" else None)
+    decision = bench.pipeline.decide()
+    assert decision.age_ms == pytest.approx(60.0)
+    assert decision.to_dict()["modalities"]["ir"]["age_ms"] == 60.0
+    assert decision.to_dict()["modalities"]["rgb"]["age_ms"] == 0.0
+
+
+def test_a_stamp_from_the_future_makes_no_sample_younger_than_its_receipt() -> None:
+    bench = Bench(names=["ir"])
+    bench.feeds["ir"].give(captured_s=bench.now_s + 0.04)
+    assert bench.pipeline.decide().age_ms == 0.0
+
+
+def test_a_sample_that_was_captured_longer_ago_than_the_age_limit_is_not_used() -> None:
+    bench = Bench()
+    bench.ticks(3, NAMES)
+    bench.now_s += 1.0 / RATE_HZ
+    for name in NAMES:
+        bench.feeds[name].give(captured_s=bench.now_s - 0.3 if name == "rgb" else None)
+    decision = bench.pipeline.decide()
+    assert bench.engine.calls[-1] == ({"depth", "ir"}, {"rgb"})
+    assert decision.age_ms == pytest.approx(1000.0 / RATE_HZ)
+
+
+def skewed(bench: Bench, **behind_s: float) -> Decision:
+    bench.now_s += 1.0 / RATE_HZ
+    for name in NAMES:
+        bench.feeds[name].give(captured_s=bench.now_s - behind_s.get(name, 0.0))
+    return bench.pipeline.decide()
+
+
+def test_a_skewed_sensor_is_missing_in_that_decision_only() -> None:
+    bench = Bench()
+    assert skewed(bench).subset == "rgb+depth+ir"
+    decision = skewed(bench, depth=0.11)
+    assert decision.subset == "rgb+ir"
+    assert (decision.modalities["depth"].status, decision.modalities["depth"].reason) == ("missing", "skew")
+    assert bench.engine.calls[-1] == ({"rgb", "ir"}, set())
+    assert skewed(bench, depth=0.09).subset == "rgb+depth+ir"
+
+
+def test_sensors_without_stamps_are_never_skewed() -> None:
+    bench = Bench()
+    bench.ticks(5, NAMES)
+    decision = bench.tick(["rgb", "ir"])
+    assert "depth" in decision.subset
+    assert bench.tick(["rgb", "ir"]).subset == "rgb+depth+ir"
+
+
+def test_a_late_decision_says_how_late_and_abstains_only_where_a_deadline_is_set() -> None:
+    def made(late_s: float, **settings: Any) -> Decision:
+        bench = Bench(**settings)
+        return bench.tick(NAMES, deadline_s=bench.now_s + 1.0 / RATE_HZ - late_s)
+
+    assert (made(-0.5).late_ms, made(0.0125).late_ms) == (0.0, pytest.approx(12.5))
+    assert made(0.0125).outcome.verdict == "accept"
+    assert made(-0.5, deadline_s=0.05).outcome.verdict == "accept"
+    late = made(0.0125, deadline_s=0.05)
+    assert (late.outcome.verdict, late.outcome.reason) == ("abstain", "made 12.5 ms after its deadline")
+
+
+def test_the_decision_after_a_stall_says_how_many_were_skipped() -> None:
+    bench = Bench(settle_share=0.0, rate_hz=10.0)
+    stream = bench.pipeline.decisions()
+    found = []
+    for index in range(5):
+        bench.feeds["rgb"].give()
+        found.append(next(stream).skipped)
+        if index == 2:
+            bench.now_s += 0.25
+    assert found == [0, 0, 0, 2, 0]
+
+
+def test_newest_decides_when_a_sample_comes_and_says_so_when_none_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(newest=True, rate_hz=50.0, settle_share=0.0, names=["rgb"])
+    arrivals = [0.01, 0.013, 0.09, 0.5]
+
+    def wait(timeout_s: float) -> bool:
+        next_s = min((500.0 + at_s for at_s in arrivals if 500.0 + at_s > bench.now_s + 1e-9), default=math.inf)
+        bench.now_s = min(next_s, bench.now_s + timeout_s)
+        arrive()
+        return True
+
+    def arrive() -> None:
+        for at_s in [at_s for at_s in arrivals if 500.0 + at_s <= bench.now_s + 1e-9]:
+            arrivals.remove(at_s)
+            bench.feeds["rgb"].give()
+
+    def slept(seconds: float) -> None:
+        bench.now_s += seconds
+        arrive()
+
+    monkeypatch.setattr(bench.pipeline._doorbell, "wait", wait)
+    monkeypatch.setattr(bench.pipeline, "_wait", slept)
+    bench.feeds["rgb"].give()
+    times_s = []
+    for _ in bench.pipeline.decisions():
+        times_s.append(round(bench.now_s - 500.0, 3))
+        if len(times_s) == 6:
+            bench.pipeline.stop()
+    # At most 50 a second: the two first samples share a decision; then as they come, then at most 0.2 s apart.
+    assert times_s == [0.0, 0.02, 0.09, 0.29, 0.49, 0.51]
+
+
+class Failing(FakeEngine):
+    """Fails as often as it is told to."""
+
+    failures = 0
+
+    def infer(self, samples: Any, features: Any) -> Any:
+        if self.failures > 0:
+            self.failures -= 1
+            raise EngineError("logits holds NaN; every value must be finite")
+        return super().infer(samples, features)
+
+
+def test_an_engine_that_fails_makes_decisions_abstain_and_ends_the_stream_only_when_it_keeps_failing() -> None:
+    bench = Bench()
+    engine = Failing(bench.engine.manifest)
+    bench.pipeline._engine = engine
+    engine.failures = 9
+    for _ in range(9):
+        decision = bench.tick(NAMES)
+        assert decision.outcome.verdict == "abstain"
+        assert decision.outcome.reason == "the engine failed: logits holds NaN; every value must be finite"
+    assert bench.tick(NAMES).outcome.verdict == "accept"
+    engine.failures = 10
+    with pytest.raises(EngineError, match="logits holds NaN"):
+        bench.ticks(10, NAMES)
+
+
+def test_a_restored_pipeline_decides_as_the_first_one_goes_on() -> None:
+    first = Bench(latch_s=5.0, policy=Policy(require=("ir|depth",)))
+    first.ticks(20, NAMES)
+    first.tick(["rgb", "ir"])
+    second = Bench(latch_s=5.0, policy=Policy(require=("ir|depth",)))
+    second.now_s = first.now_s
+    second.pipeline.restore(first.pipeline.state())
+    for given in [["rgb"], [], ["rgb", "ir"], ["rgb", "ir"], ["rgb", "ir"], list(NAMES), ["depth"]]:
+        for feed in second.feeds.values():
+            feed.received = first.feeds["rgb"].received
+        for feed in first.feeds.values():
+            feed.received = first.feeds["rgb"].received
+        assert first.tick(given).to_dict() == second.tick(given).to_dict()

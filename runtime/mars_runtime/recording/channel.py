@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 from mars_edge.errors import SensorError, UsageError
@@ -140,9 +139,8 @@ def _happenings(recording: Recording, name: str) -> Iterator[_Happening]:
 
 
 def _moved(frame: Frame, shift_s: float, *, last: bool) -> Frame:
-    captured_s: float | None = getattr(frame, "captured_s", None)
-    moved: dict[str, Any] = {} if captured_s is None else {"captured_s": captured_s + shift_s}
-    return replace(frame, last=last, **moved)
+    captured_s = None if frame.captured_s is None else frame.captured_s + shift_s
+    return replace(frame, last=last, captured_s=captured_s)
 
 
 def _as_file(recording: Recording, name: str, traits: Traits) -> Traits:
