@@ -16,7 +16,7 @@ from typing import Protocol
 from mars_edge.errors import SensorError
 from mars_runtime.facts import FactFinder
 from mars_runtime.health import Ended, Event, ReadFailed
-from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError, Traits
+from mars_runtime.sensors.driver import Driver, Frame, Interruptible, SourceEndedError, Traits
 from mars_runtime.sensors.pace import Clock
 
 READ_TIMEOUT_S = 0.1
@@ -250,7 +250,7 @@ class Capture:
         driver: Driver,
         doorbell: Doorbell,
         *,
-        depth: bool,
+        finder: FactFinder,
         lost_after_s: Callable[[Traits], float],
         errors_in_a_row: int = 3,
     ) -> None:
@@ -261,7 +261,7 @@ class Capture:
         self._connection = Connection(
             driver,
             self.mailbox,
-            FactFinder(depth=depth),
+            finder,
             self._stop,
             lost_after_s=lost_after_s,
             errors_in_a_row=errors_in_a_row,
@@ -297,8 +297,10 @@ class Capture:
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Ask the thread to end after its present read."""
+        """Ask the thread to end after its present read; an open in progress is ended where the driver can."""
         self._stop.set()
+        if isinstance(self._driver, Interruptible):
+            self._driver.interrupt()
 
     def join(self, timeout_s: float) -> bool:
         """True if the thread has ended; a hung driver is left behind as a daemon."""

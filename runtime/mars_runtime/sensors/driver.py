@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -45,6 +45,7 @@ class Traits:
         raw: uncompressed sensor data; noise makes two equal frames in a row impossible in health.
         simulated: rendered, not measured.
         start_grace_s: how long it may take to deliver its first frame before it counts as absent.
+        identity: tells this device from any other at the same place; empty where nothing does.
     """
 
     description: str
@@ -54,6 +55,7 @@ class Traits:
     raw: bool = False
     simulated: bool = False
     start_grace_s: float = 15.0
+    identity: str = ""
 
     @property
     def period_s(self) -> float:
@@ -85,3 +87,11 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Release the source; closing twice or without `open` does nothing."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A driver whose `open` can be ended from outside."""
+
+    def interrupt(self) -> None:
+        """Make an `open` in progress, and every later one, fail soon; any thread may ask."""

@@ -11,7 +11,7 @@ import numpy as np
 from mars_edge import faults
 from mars_edge.errors import SensorError
 from mars_edge.faults import Fault
-from mars_runtime.sensors.driver import Driver, Frame, Traits
+from mars_runtime.sensors.driver import Driver, Frame, Interruptible, Traits
 
 
 class FaultyDriver:
@@ -63,6 +63,11 @@ class FaultyDriver:
     def close(self) -> None:
         """Close the inner source."""
         self._inner.close()
+
+    def interrupt(self) -> None:
+        """End an `open` in progress, where the inner source can."""
+        if isinstance(self._inner, Interruptible):
+            self._inner.interrupt()
 
     def _active(self) -> list[Fault]:
         now_s = self._stream_s()
