@@ -82,10 +82,10 @@ class Presented:
 class StepFeed:
     """A sensor as the loop sees it, read once per step of the clock instead of by a thread."""
 
-    def __init__(self, driver: FaultyDriver, clock: Clock, *, depth: bool) -> None:
+    def __init__(self, driver: FaultyDriver, clock: Clock, finder: FactFinder) -> None:
         self._driver = driver
         self._clock = clock
-        self._finder = FactFinder(depth=depth)
+        self._finder = finder
         self._delivery = Delivery(sample=None, events=())
         self.received = 0
         self.last_error: str | None = None
@@ -174,7 +174,7 @@ def play(engine: Engine, frames: Frames, fault: Fault, seed: int) -> list[Decisi
     for index, name in enumerate(manifest.names):
         own = [fault] if fault.sensor == name else []
         driver = FaultyDriver(Presented(name, frames[name], clock), own, stream_s=clock, seed=seed + index)
-        feeds[name] = StepFeed(driver, clock, depth=manifest.modality(name).dtype == "uint16")
+        feeds[name] = StepFeed(driver, clock, FactFinder.of(manifest.modality(name)))
     settings = Settings(policy=manifest.policy, rate_hz=RATE_HZ, gather_s=0.0)
     pipeline = Pipeline(engine, feeds, settings, doorbell=Doorbell(), clock=clock, utc=lambda: 0.0)
     pipeline.start()

@@ -25,7 +25,7 @@ from mars_edge.modality import Modality
 
 SCHEMA_VERSION = 1
 # Faults of a picture's content; they degrade a modality and mask it only where the policy says so.
-CONTENT_FAULTS = ("dark", "saturated", "depth-invalid")
+CONTENT_FAULTS = ("dark", "saturated", "depth-invalid", "covered", "noise", "frozen?")
 _WORDS = {str: "a string", int: "a whole number", bool: "true or false"}
 
 

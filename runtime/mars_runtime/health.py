@@ -6,106 +6,59 @@ measures facts about each sample, the decision loop feeds them in with the time.
 
 Transport faults (nothing usable arrives) always mask. Content faults (the picture looks wrong)
 degrade, and mask only where `Limits.masking` says so: a night frame is a legitimate input.
-
-Sources of the default numbers: PX4 DataValidator, ArduPilot, Frigate, ffmpeg freezedetect and
-blackdetect, ROS diagnostics, Autoware image_diagnostics.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from mars_edge.errors import UsageError
-from mars_edge.manifest import CONTENT_FAULTS
+from mars_runtime.health_table import ROWS, Dwell, judged
+from mars_runtime.limits import Limits as Limits
+from mars_runtime.limits import with_overrides as with_overrides
 
 Status = Literal["ok", "degraded", "missing"]
+Evidence = Mapping[str, float]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Every number of the fault table for one sensor; seconds, counts and shares (0..1).
-
-    Attributes:
-        period_s: T, nominal seconds between samples.
-        stale_s: age at which the sensor is masked; None means max(3 T, 0.2 s).
-        lost_s: age at which reconnecting starts; None means max(10 T, 1 s).
-        frozen_frames, frozen_s: a raw sensor repeating itself for this many samples and this long is frozen.
-        distinct_frames: different samples that end "frozen".
-        good_samples, good_s: consecutive good samples, over this long, that end any other fault.
-        flap_changes, flap_window_s, flap_hold_s: more changes than this in the window hold the sensor missing.
-        masking: content faults that mask instead of degrade.
-    """
-
-    period_s: float
-    start_grace_s: float = 15.0
-    stale_s: float | None = None
-    lost_s: float | None = None
-    errors_in_a_row: int = 3
-    frozen_frames: int = 5
-    frozen_s: float = 0.5
-    distinct_frames: int = 3
-    good_samples: int = 10
-    good_s: float = 1.0
-    flap_changes: int = 5
-    flap_window_s: float = 60.0
-    flap_hold_s: float = 30.0
-    slow_share: float = 0.6
-    normal_share: float = 0.8
-    rate_window_s: float = 5.0
-    dark_share: float = 0.98
-    dark_s: float = 1.0
-    saturated_share: float = 0.5
-    saturated_s: float = 1.0
-    invalid_depth_share: float = 0.9
-    invalid_depth_s: float = 1.0
-    masking: frozenset[str] = frozenset()
-
-    @property
-    def stale_after_s(self) -> float:
-        """Age at which a sensor is stale; also the age limit of a cached feature."""
-        return max(3.0 * self.period_s, 0.2) if self.stale_s is None else self.stale_s
-
-    @property
-    def lost_after_s(self) -> float:
-        """Age at which a sensor is lost and its capture thread reconnects."""
-        return max(10.0 * self.period_s, 1.0) if self.lost_s is None else self.lost_s
-
-
-def with_overrides(limits: Limits, table: Mapping[str, Any], where: str) -> Limits:
-    """`limits` with the numbers of a user's TOML table.
-
-    Raises:
-        UsageError: an unknown key, or a value that is not a number of at least 0.
-    """
-    known = [f.name for f in fields(Limits) if f.name not in ("period_s", "masking")]
-    for key, value in table.items():
-        if key not in known:
-            raise UsageError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UsageError(f"{where}: {key} is {value!r}, expected a number of at least 0")
-    return replace(limits, **table)
+# A low rate is looked for in so many parts of its window, so that it is found soon after the window is full.
+_RATE_PARTS = 10
+# Faults that end a run of good samples; a frozen or odd picture does so at its sample.
+_BREAKS = ("disconnected", "stale", "lost", "unusable", "clock", "audio-dead")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSeen:
-    """Facts about one sample, measured where it was captured.
+    """Facts about one sample, measured where it was captured; None where the notion does not apply.
 
     Attributes:
         at_s: receipt, monotonic clock.
+        stamped_s: capture by the device's own stamp, on the same clock; 0 or less where the device sent no time.
         repeated: same payload as the sample before from a raw sensor, or its frame number did not advance.
         usable: shape, type and values are what the modality declares.
         dark, saturated, invalid_depth: share of the pixels in 0..1; 0 where the notion does not apply.
+        flat: share of the 25 blocks of a picture without texture.
+        noise: standard deviation of the pixel noise, share of the range.
+        still: mean absolute difference to a held picture, share of the range, on compressed video.
+        zeros_s: how long a raw microphone has given nothing but exact zeros.
+        loudness_dbfs: root mean square of the newest sound, decibels of full scale.
+        clipped: share of the newest sound at full scale.
     """
 
     at_s: float
+    stamped_s: float | None = None
     repeated: bool = False
     usable: bool = True
     dark: float = 0.0
     saturated: float = 0.0
     invalid_depth: float = 0.0
+    flat: float | None = None
+    noise: float | None = None
+    still: float | None = None
+    zeros_s: float | None = None
+    loudness_dbfs: float | None = None
+    clipped: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +80,20 @@ Event = SampleSeen | ReadFailed | Ended
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dwell:
-    """How long a content condition has held, and whether that made it a fault."""
+class DeviceClock:
+    """What is known of a device's time stamps.
 
-    bad_since_s: float | None = None
-    fine_since_s: float | None = None
-    active: bool = False
+    Attributes:
+        stamped_s: the newest stamp.
+        offset_s: receipt minus stamp as it usually is.
+        wrong: stamps in a row that were zero, did not advance or jumped.
+        jump_s: how far the newest jumped; infinite for one that was zero or did not advance.
+    """
+
+    stamped_s: float
+    offset_s: float
+    wrong: int = 0
+    jump_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +103,17 @@ class Health:
     Attributes:
         reason: why it is missing, None while it may be used.
         recovery: what must be seen before a missing sensor is used again.
+        evidence: what the last fault that masked it was judged on: the measured numbers and their limits.
         changes_s: recent times it became usable or missing, for the flap guard.
-        content: per content fault, its dwell.
+        parts: samples in each of the last parts of the rate's window; the last one is not complete.
+        rate: what a low rate was judged on; empty while there is none.
+        content: per row of the table that has a dwell, its dwell.
     """
 
     started_s: float
     reason: str | None = "starting"
     recovery: Literal["first", "distinct", "good"] = "first"
+    evidence: Evidence = field(default_factory=dict)
     sample_s: float | None = None
     errors: int = 0
     gone: bool = False
@@ -161,9 +126,11 @@ class Health:
     good_since_s: float = 0.0
     changes_s: tuple[float, ...] = ()
     held_until_s: float = -math.inf
-    window_start_s: float | None = None
-    window_samples: int = 0
+    clock: DeviceClock | None = None
+    part_start_s: float | None = None
+    parts: tuple[int, ...] = ()
     slow: bool = False
+    rate: Evidence = field(default_factory=dict)
     content: Mapping[str, Dwell] | None = None
 
     @property
@@ -178,20 +145,17 @@ class Health:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a decision says about one sensor."""
+    """What a decision says about one sensor.
+
+    Attributes:
+        evidence: the numbers the reason was judged on and their limits; of a sensor that is recovering, those of the
+            fault it recovers from. Empty where there is no reason.
+    """
 
     status: Status
     reason: str | None
     age_s: float | None
-
-
-# content fault: (fact of SampleSeen, share limit, dwell), the last two being fields of Limits.
-_CONTENT = {
-    "dark": ("dark", "dark_share", "dark_s"),
-    "saturated": ("saturated", "saturated_share", "saturated_s"),
-    "depth-invalid": ("invalid_depth", "invalid_depth_share", "invalid_depth_s"),
-}
-assert tuple(_CONTENT) == CONTENT_FAULTS
+    evidence: Evidence = field(default_factory=dict)
 
 
 def step(state: Health, events: Iterable[Event], now_s: float, limits: Limits) -> Health:
@@ -205,14 +169,16 @@ def step(state: Health, events: Iterable[Event], now_s: float, limits: Limits) -
 
 
 def summary(state: Health, now_s: float) -> Summary:
-    """Status, reason and age; a degraded sensor is used and names its first content fault."""
+    """Status, reason, age and evidence; a degraded sensor is used and names its first content fault."""
     age_s = state.age_s(now_s)
     if state.reason is not None:
-        return Summary(status="missing", reason=state.reason, age_s=age_s)
-    degraded = [name for name, dwell in (state.content or {}).items() if dwell.active]
+        return Summary(status="missing", reason=state.reason, age_s=age_s, evidence=state.evidence)
+    for name, dwell in (state.content or {}).items():
+        if dwell.active:
+            return Summary(status="degraded", reason=name, age_s=age_s, evidence=dwell.evidence)
     if state.slow:
-        degraded.append("rate-low")
-    return Summary(status="degraded" if degraded else "ok", reason=degraded[0] if degraded else None, age_s=age_s)
+        return Summary(status="degraded", reason="rate-low", age_s=age_s, evidence=state.rate)
+    return Summary(status="ok", reason=None, age_s=age_s)
 
 
 def _observe(state: Health, event: Event, limits: Limits) -> Health:
@@ -224,11 +190,15 @@ def _observe(state: Health, event: Event, limits: Limits) -> Health:
 
 
 def _observe_sample(state: Health, event: SampleSeen, limits: Limits) -> Health:
-    good = event.usable and not event.repeated
+    clock = _observe_clock(state.clock, event, limits)
+    good = event.usable and not event.repeated and (clock is None or clock.wrong == 0)
     repeats = state.repeats + 1 if event.repeated else 0
     # The first repeat shows a picture that was already there at the sample before it.
     before_s = event.at_s if state.sample_s is None else state.sample_s
-    state = replace(
+    gap = event.at_s - before_s > limits.stale_after_s
+    content = judged(state.content or {}, event, limits, gap=gap)
+    state = _observe_rate(state, event.at_s, limits)
+    return replace(
         state,
         sample_s=event.at_s,
         errors=0,
@@ -239,87 +209,136 @@ def _observe_sample(state: Health, event: SampleSeen, limits: Limits) -> Health:
         distinct=0 if event.repeated else state.distinct + 1,
         good=state.good + 1 if good else 0,
         good_since_s=event.at_s if state.good == 0 else state.good_since_s,
+        clock=clock,
+        content=content,
     )
-    return _observe_content(_observe_rate(state, event.at_s, limits), event, limits)
+
+
+def _observe_clock(clock: DeviceClock | None, event: SampleSeen, limits: Limits) -> DeviceClock | None:
+    """Stamps against receipt. A jump is measured from how late samples usually are, so a lasting one is seen."""
+    if event.stamped_s is None:
+        return None if clock is None else replace(clock, wrong=0, jump_s=0.0)
+    offset_s = event.at_s - event.stamped_s
+    if clock is None:
+        zero = event.stamped_s <= 0.0
+        return DeviceClock(
+            stamped_s=event.stamped_s, offset_s=offset_s, wrong=int(zero), jump_s=math.inf if zero else 0.0
+        )
+    stands = event.stamped_s <= 0.0 or event.stamped_s <= clock.stamped_s
+    jump_s = math.inf if stands else abs(offset_s - clock.offset_s)
+    if jump_s <= limits.clock_jump_s:
+        return DeviceClock(stamped_s=event.stamped_s, offset_s=clock.offset_s + 0.1 * (offset_s - clock.offset_s))
+    wrong = clock.wrong + 1
+    # Once it is a fault the new offset is the usual one: a clock that was set anew and now runs well comes back.
+    usual_s = offset_s if wrong >= limits.clock_samples else clock.offset_s
+    return DeviceClock(stamped_s=event.stamped_s, offset_s=usual_s, wrong=wrong, jump_s=jump_s)
 
 
 def _observe_rate(state: Health, at_s: float, limits: Limits) -> Health:
-    if state.window_start_s is None:
-        return replace(state, window_start_s=at_s, window_samples=0)
-    elapsed_s = at_s - state.window_start_s
-    samples = state.window_samples + 1
-    if elapsed_s < limits.rate_window_s:
-        return replace(state, window_samples=samples)
-    share = samples / elapsed_s * limits.period_s
+    """Samples over the last `rate_window_s` against the nominal rate, judged each time a part of it is complete."""
+    part_s = limits.rate_window_s / _RATE_PARTS
+    if state.part_start_s is None or at_s < state.part_start_s:
+        return replace(state, part_start_s=at_s, parts=(0,))
+    passed = int((at_s - state.part_start_s) / part_s)
+    if passed == 0:
+        return replace(state, parts=(*state.parts[:-1], state.parts[-1] + 1))
+    parts = (*state.parts, *[0] * min(passed, _RATE_PARTS))[-_RATE_PARTS - 1 :]
+    state = replace(state, part_start_s=state.part_start_s + passed * part_s, parts=(*parts[:-1], parts[-1] + 1))
+    if len(parts) <= _RATE_PARTS:
+        return state
+    share = sum(parts[:-1]) / limits.rate_window_s * limits.period_s
     slow = share < (limits.normal_share if state.slow else limits.slow_share)
-    return replace(state, slow=slow, window_start_s=at_s, window_samples=0)
-
-
-def _observe_content(state: Health, event: SampleSeen, limits: Limits) -> Health:
-    old = state.content or {name: Dwell() for name in _CONTENT}
-    new = {}
-    for name, (fact, share, dwell_s) in _CONTENT.items():
-        bad = getattr(event, fact) >= getattr(limits, share)
-        new[name] = _dwell(old[name], bad, event.at_s, getattr(limits, dwell_s))
-    return replace(state, content=new)
-
-
-def _dwell(dwell: Dwell, bad: bool, at_s: float, enter_s: float) -> Dwell:
-    """Both entering and leaving take `enter_s` without interruption."""
-    if bad:
-        since_s = at_s if dwell.bad_since_s is None else dwell.bad_since_s
-        return Dwell(bad_since_s=since_s, active=dwell.active or at_s - since_s >= enter_s)
-    since_s = at_s if dwell.fine_since_s is None else dwell.fine_since_s
-    return Dwell(fine_since_s=since_s, active=dwell.active and at_s - since_s < enter_s)
+    found = state.rate if state.slow else {"rate_share": share, "limit": limits.slow_share}
+    return replace(state, slow=slow, rate=found if slow else {})
 
 
 def _judge(state: Health, now_s: float, limits: Limits) -> Health:
-    fault = _fault(state, now_s, limits)
+    fault, evidence = _fault(state, now_s, limits)
     if fault is not None:
-        return _mask(state, fault, now_s, limits)
+        return _mask(state, fault, evidence, now_s, limits)
     if state.reason is None:
         return state
     if now_s < state.held_until_s:
-        return replace(state, reason="flapping")
+        return replace(state, reason="flapping", evidence=_flapping(limits))
     if _recovered(state, now_s, limits):
         return _unmask(state, now_s, limits)
     waiting = state.reason if state.recovery == "first" else "recovering"
     return replace(state, reason=waiting)
 
 
-def _fault(state: Health, now_s: float, limits: Limits) -> str | None:
-    """The fault the evidence shows right now, the most specific first."""
+def _fault(state: Health, now_s: float, limits: Limits) -> tuple[str | None, Evidence]:
+    """The fault that is there right now, the most specific first, and what shows it."""
     age_s = state.age_s(now_s)
     if age_s is None:
         return _never_seen(state, now_s, limits)
-    if state.ended and age_s > limits.stale_after_s:
-        return "ended"
-    if state.gone or state.errors >= limits.errors_in_a_row:
-        return "disconnected"
-    if age_s > limits.lost_after_s:
-        return "lost"
-    if age_s > limits.stale_after_s:
-        return "stale"
-    if state.unusable:
-        return "unusable"
-    if state.repeats >= limits.frozen_frames and now_s - state.repeats_since_s >= limits.frozen_s:
-        return "frozen"
-    return next((n for n, d in (state.content or {}).items() if d.active and n in limits.masking), None)
+    return _silent(state, age_s, limits) or _wrong(state, now_s, limits) or (None, {})
 
 
-def _never_seen(state: Health, now_s: float, limits: Limits) -> str:
+def _never_seen(state: Health, now_s: float, limits: Limits) -> tuple[str, Evidence]:
     if state.ended:
-        return "ended"
-    return "absent" if now_s - state.started_s >= limits.start_grace_s else "starting"
+        return "ended", {}
+    waited_s = now_s - state.started_s
+    if waited_s < limits.start_grace_s:
+        return "starting", {}
+    return "absent", {"waited_s": waited_s, "limit_s": limits.start_grace_s}
 
 
-def _mask(state: Health, fault: str, now_s: float, limits: Limits) -> Health:
+def _silent(state: Health, age_s: float, limits: Limits) -> tuple[str, Evidence] | None:
+    """Nothing arrives."""
+    if state.ended and age_s > limits.stale_after_s:
+        return "ended", {"age_s": age_s}
+    if state.gone:
+        return "disconnected", {"gone": 1.0}
+    if state.errors >= limits.errors_in_a_row:
+        return "disconnected", {"errors": state.errors, "limit": limits.errors_in_a_row}
+    silences = {"lost": limits.lost_after_s, "audio-dead": limits.callback_s, "stale": limits.stale_after_s}
+    passed = {name: limit_s for name, limit_s in silences.items() if age_s > limit_s}
+    if not passed:
+        return None
+    # Of the limits that have passed the longest says most.
+    name = max(passed, key=lambda each: passed[each])
+    return name, {"age_s": age_s, "limit_s": passed[name]}
+
+
+def _wrong(state: Health, now_s: float, limits: Limits) -> tuple[str, Evidence] | None:
+    """Something arrives that must not be used."""
+    if state.unusable:
+        return "unusable", {}
+    content = state.content or {}
+    for row in ROWS:
+        if row.tier == "transport" and row.reason in content and content[row.reason].active:
+            return row.reason, content[row.reason].evidence
+    clock = state.clock
+    if clock is not None and clock.wrong >= limits.clock_samples:
+        jump = {"jump_s": clock.jump_s} if math.isfinite(clock.jump_s) else {"stamp_s": clock.stamped_s}
+        return "clock", {**jump, "limit_s": limits.clock_jump_s, "samples": clock.wrong}
+    stood_s = now_s - state.repeats_since_s
+    if state.repeats >= limits.frozen_frames and stood_s >= limits.frozen_s:
+        return "frozen", {"repeats": state.repeats, "for_s": stood_s, "limit_s": limits.frozen_s}
+    masking = (name for name, dwell in content.items() if dwell.active and name in limits.masking)
+    name = next(masking, None)
+    return None if name is None else (name, content[name].evidence)
+
+
+def _mask(state: Health, fault: str, evidence: Evidence, now_s: float, limits: Limits) -> Health:
     recovery = _recovery_after(fault, state)
-    # Time without samples breaks the run of good ones; a frozen or odd picture does so at its sample.
-    good = 0 if fault in ("disconnected", "stale", "lost", "unusable") else state.good
+    # Time without samples breaks the run of good ones.
+    good = 0 if fault in _BREAKS else state.good
     was_present = state.reason is None
+    # The numbers at the moment the fault was found, not those of every moment it lasts.
+    evidence = state.evidence if fault == state.reason else evidence
     # A gap must not count as a low rate once the samples are back.
-    state = replace(state, reason=fault, recovery=recovery, good=good, window_start_s=None, slow=False)
+    state = replace(
+        state,
+        reason=fault,
+        recovery=recovery,
+        evidence=evidence,
+        good=good,
+        part_start_s=None,
+        parts=(),
+        slow=False,
+        rate={},
+    )
     return _changed(state, now_s, limits) if was_present else state
 
 
@@ -328,7 +347,7 @@ def _recovery_after(fault: str, state: Health) -> Literal["first", "distinct", "
     asked: Literal["first", "distinct", "good"] = "good"
     if fault in ("starting", "absent"):
         asked = "first"
-    elif fault == "frozen" or fault in _CONTENT:
+    elif fault == "frozen" or fault in {row.reason for row in ROWS}:
         asked = "distinct"
     strictness = ("first", "distinct", "good")
     pending = "first" if state.reason is None else state.recovery
@@ -345,7 +364,7 @@ def _recovered(state: Health, now_s: float, limits: Limits) -> bool:
 
 def _unmask(state: Health, now_s: float, limits: Limits) -> Health:
     first_time = state.recovery == "first"
-    state = replace(state, reason=None)
+    state = replace(state, reason=None, evidence={})
     return state if first_time else _changed(state, now_s, limits)
 
 
@@ -355,5 +374,14 @@ def _changed(state: Health, now_s: float, limits: Limits) -> Health:
     if len(recent) <= limits.flap_changes:
         return replace(state, changes_s=recent)
     return replace(
-        state, reason=state.reason or "flapping", recovery="good", changes_s=(), held_until_s=now_s + limits.flap_hold_s
+        state,
+        reason=state.reason or "flapping",
+        recovery="good",
+        evidence=_flapping(limits) if state.reason is None else state.evidence,
+        changes_s=(),
+        held_until_s=now_s + limits.flap_hold_s,
     )
+
+
+def _flapping(limits: Limits) -> Evidence:
+    return {"changes": limits.flap_changes + 1, "limit": limits.flap_changes, "window_s": limits.flap_window_s}

@@ -13,7 +13,8 @@ from mars_edge.faults import Fault
 from mars_edge.modality import Modality
 from mars_runtime import health
 from mars_runtime.capture import Capture, Doorbell
-from mars_runtime.health import Limits
+from mars_runtime.facts import FactFinder
+from mars_runtime.limits import Limits
 from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.faulty import FaultyDriver
 
@@ -119,7 +120,7 @@ def _capture(
         name,
         driver,
         doorbell,
-        depth=modality.kind == "image" and modality.dtype == "uint16",
+        finder=FactFinder.of(modality),
         lost_after_s=lambda traits: limits(traits.period_s).lost_after_s,
         errors_in_a_row=limits(driver.traits.period_s).errors_in_a_row,
     )

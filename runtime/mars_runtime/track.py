@@ -17,7 +17,8 @@ from mars_edge.modality import Modality
 from mars_runtime import health
 from mars_runtime.capture import Delivery, Sample
 from mars_runtime.feed import Feed
-from mars_runtime.health import Health, Limits, SampleSeen, Summary
+from mars_runtime.health import Health, SampleSeen, Summary
+from mars_runtime.limits import Limits, kind_of, limits_of
 from mars_runtime.sensors.driver import Traits
 
 
@@ -89,7 +90,7 @@ class Track:
         return self.state.feature
 
     def _new_limits(self, traits: Traits) -> Limits:
-        base = Limits(period_s=traits.period_s, start_grace_s=traits.start_grace_s, masking=self._masking)
+        base = limits_of(kind_of(self.modality), traits, masking=self._masking)
         return health.with_overrides(base, self._overrides, f"sensor.{self.modality.name}.health")
 
     def start(self, now_s: float) -> None:
@@ -113,16 +114,14 @@ class Track:
         self._refresh_traits()
         self.delivery = self.feed.take()
         sample = self.delivery.sample
-        limits = self.limits
-        if excused_s > 0.0:
-            stale_s, lost_s = limits.stale_after_s + excused_s, limits.lost_after_s + excused_s
-            limits = replace(limits, stale_s=stale_s, lost_s=lost_s)
+        limits = self.limits.excusing(excused_s)
         judged = health.step(self.health, self.delivery.events, now_s, limits)
         seen_s = self.state.shown_s
         if sample is not None:
             self.newest, seen_s = sample, shown_s(sample)
         feature = self.feature if judged.present else None
-        self._state = replace(self.state, health=judged, feature=feature, shown_s=seen_s)
+        # Not replace(): this runs for every sensor in every decision.
+        self._state = TrackState(health=judged, feature=feature, accepted=self.state.accepted, shown_s=seen_s)
         if sample is None or not judged.present or now_s - shown_s(sample) > limits.stale_after_s:
             return None
         return sample

@@ -90,7 +90,7 @@ def play(
     Connection(
         driver,
         mailbox,
-        FactFinder(depth=False),
+        FactFinder("colour"),
         clock,
         lost_after_s=lambda traits: 10.0 * traits.period_s,
         clock=clock,
@@ -149,7 +149,7 @@ def test_the_exception_that_ends_a_capture_thread_reaches_the_reader() -> None:
             pass
 
     doorbell = Doorbell()
-    capture = Capture("x", Buggy(), doorbell, depth=False, lost_after_s=lambda traits: 1.0)
+    capture = Capture("x", Buggy(), doorbell, finder=FactFinder("colour"), lost_after_s=lambda traits: 1.0)
     capture.start()
     assert doorbell.wait(5.0)
     with pytest.raises(ZeroDivisionError, match="a bug in a driver"):
@@ -173,7 +173,7 @@ def test_a_hung_driver_does_not_hold_up_the_shutdown() -> None:
         def close(self) -> None:
             pass
 
-    capture = Capture("x", Hung(), Doorbell(), depth=False, lost_after_s=lambda traits: 1.0)
+    capture = Capture("x", Hung(), Doorbell(), finder=FactFinder("colour"), lost_after_s=lambda traits: 1.0)
     capture.start()
     capture.request_stop()
     begin_s = time.monotonic()
@@ -255,7 +255,7 @@ def test_a_source_read_past_its_end_ends_the_thread() -> None:
 
 
 def facts(first: Frame, second: Frame, *, depth: bool = False, **traits: Any) -> SampleSeen:
-    finder = FactFinder(depth=depth)
+    finder = FactFinder("depth" if depth else "colour")
     about = Traits(description="x", rate_hz=10.0, **traits)
     finder.facts(first, about, 0.0)
     return finder.facts(second, about, 1.0)
@@ -279,7 +279,7 @@ def test_repetition_is_told_by_payload_of_raw_sensors_and_by_frame_number(
 
 
 def test_a_still_scene_seen_by_a_noisy_raw_sensor_is_not_frozen() -> None:
-    generator, finder = np.random.default_rng(0), FactFinder(depth=False)
+    generator, finder = np.random.default_rng(0), FactFinder("colour")
     scene = np.full((64, 64), 100.0)
     about = Traits(description="x", rate_hz=15.0, raw=True)
     for index in range(200):

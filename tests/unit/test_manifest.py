@@ -385,7 +385,7 @@ def test_a_masking_fault_that_no_runtime_detects_is_refused() -> None:
     table["policy"]["masking_faults"] = ["dark", "blurred"]
     with pytest.raises(ModelFileError) as caught:
         Manifest.from_json(json.dumps(table))
-    allowed = "dark, saturated, depth-invalid"
+    allowed = "dark, saturated, depth-invalid, covered, noise, frozen?"
     assert str(caught.value) == f"manifest: policy.masking_faults 'blurred' is none of {allowed}"
 
 

@@ -36,10 +36,9 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
             first_s = entry.at_s if first_s is None else first_s
             if entry.name not in sensors:
                 own = [fault for fault in faults if fault.sensor == entry.name]
-                modality = session.modalities[entry.name]
-                depth = modality.kind == "image" and modality.dtype == "uint16"
+                finder = FactFinder.of(session.modalities[entry.name])
                 number = list(session.modalities).index(entry.name)
-                sensors[entry.name] = _Broken(entry.traits, own, depth=depth, seed=seed + number)
+                sensors[entry.name] = _Broken(entry.traits, own, finder, seed=seed + number)
             delivery = sensors[entry.name].delivery(entry, entry.at_s - first_s)
             writer.delivery(entry.name, delivery, entry.traits, entry.at_s)
             written += 1
@@ -77,12 +76,12 @@ class _Given:
 class _Broken:
     """One sensor of the recording behind its faults."""
 
-    def __init__(self, traits: Traits, faults: Sequence[Fault], *, depth: bool, seed: int) -> None:
+    def __init__(self, traits: Traits, faults: Sequence[Fault], finder: FactFinder, *, seed: int) -> None:
         self._faults = faults
         self._given = _Given(traits)
         self._stream_s = 0.0
         self._driver = FaultyDriver(self._given, faults, stream_s=lambda: self._stream_s, seed=seed)
-        self._finder = FactFinder(depth=depth)
+        self._finder = finder
 
     def delivery(self, entry: RecordedDelivery, stream_s: float) -> Delivery:
         """The delivery as the faults leave it; without a fault on this sensor, as it was."""
