@@ -103,8 +103,9 @@ class Track:
 
     def remember(self, value: NDArray[np.float32], sample: Sample) -> None:
         """Keep the encoder's output for `sample` until the age limit."""
+        state = self.state
         feature = Feature(value=value, shown_s=shown_s(sample), stamped_s=sample.frame.captured_s)
-        self._state = replace(self.state, feature=feature)
+        self._state = TrackState(health=state.health, feature=feature, accepted=state.accepted, shown_s=state.shown_s)
 
     def update(self, now_s: float, *, excused_s: float = 0.0) -> Sample | None:
         """Take what is new and judge; the new sample if it may be used.
@@ -166,7 +167,7 @@ class Track:
     def summary(self, now_s: float) -> Summary:
         """What a decision at `now_s` says; a usable sensor without a young feature is missing as well."""
         found = health.summary(self.health, now_s)
-        if self.state.shown_s is not None:
+        if self.state.shown_s not in (None, self.health.sample_s):
             found = replace(found, age_s=max(0.0, now_s - self.state.shown_s))
         if self.health.present and self.feature is None:
             stale = found.age_s is not None and found.age_s > self.limits.stale_after_s
