@@ -1,18 +1,22 @@
 """The fault injector: what broken sensors do, for training, evaluation and live streams alike.
 
 Names follow PX4's failure injection (off, stuck, garbage, wrong, slow, delayed, intermittent,
-https://docs.px4.io/main/en/debug/failure_injection.html) plus optical ones. Two families:
+https://docs.px4.io/main/en/debug/failure_injection.html) plus optical ones. Three families:
 
 - content faults change what a sample shows: `corrupt` is a pure function of (array, generator);
-- timing faults change when samples come: the runtime's driver wrapper carries them out.
+- moment faults show a moment that is not this one: plausible data, so they need the samples before;
+- timing faults change when samples come.
+
+A `FaultLine` carries all of them out on a live sensor, `corrupt_series` on recorded arrays; both are seeded.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,13 +25,20 @@ from numpy.typing import NDArray
 from mars_edge.errors import UsageError
 
 TimingFault = Literal["off", "unplug", "stuck", "slow", "delayed", "intermittent"]
+MomentFault = Literal["swap", "skew"]
 ContentFault = Literal["black", "saturate", "garbage", "cover", "blur", "wrong"]
 TIMING_FAULTS: tuple[str, ...] = get_args(TimingFault)
 CONTENT_FAULTS: tuple[str, ...] = get_args(ContentFault)
-FAULTS: tuple[str, ...] = TIMING_FAULTS + CONTENT_FAULTS
+MOMENT_FAULTS: tuple[str, ...] = get_args(MomentFault)
+FAULTS: tuple[str, ...] = TIMING_FAULTS + CONTENT_FAULTS + MOMENT_FAULTS
 
 SLOW_DIVISOR = 8
 DELAY_S = 0.5
+# Younger than the age limit of any sensor, so only the sensors' own stamps can tell it from a sample of now.
+SKEW_S = 0.15
+# A swapped sample is one of so many earlier ones, each at least so long after the one before.
+SWAP_KEPT = 16
+SWAP_SPACING_S = 0.5
 # Each phase of an intermittent connection lasts between these bounds.
 INTERMITTENT_PHASE_S = (0.3, 1.0)
 
@@ -163,3 +174,125 @@ class IntermittentPhases:
         # _ends_s[i] is the end of phase i - 1, so phase 0 (down) runs up to _ends_s[1].
         phase = int(np.searchsorted(self._ends_s, t_s, side="right")) - 1
         return phase % 2 == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a sensor hands out at one moment.
+
+    Attributes:
+        sequence: the source's own frame number, or None where it has none.
+        stamped_s: capture by the device's clock, or None where it has none.
+        carrier: whatever belongs to this delivery and not to its content; passed on untouched.
+    """
+
+    data: NDArray[Any]
+    sequence: int | None = None
+    stamped_s: float | None = None
+    carrier: Any = None
+
+
+class FaultLine:
+    """What is left of one sensor's samples behind its faults; the same seed and samples give the same result.
+
+    With several faults active, each is applied in turn. A fault of kind "unplug" lets nothing through; that the
+    device is gone as well is said by `active`. Used by one thread, except `set_faults`.
+    """
+
+    def __init__(self, faults: Sequence[Fault], *, seed: int) -> None:
+        self._faults = tuple(faults)
+        self._generator = np.random.default_rng(seed)
+        self._phases = IntermittentPhases(seed)
+        self._count = 0
+        self._held: Shown | None = None
+        self._late: deque[tuple[float, Shown]] = deque()
+        self._earlier: deque[tuple[float, Shown]] = deque(maxlen=SWAP_KEPT)
+        self._passed: deque[tuple[float, Shown]] = deque()
+        self._swapped: Shown | None = None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Every fault, active or not."""
+        return self._faults
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """Replace every fault, from the next sample on; any thread may ask."""
+        self._faults = tuple(faults)
+
+    def active(self, kind: str, now_s: float) -> bool:
+        """Whether a fault of this kind holds at stream time `now_s`."""
+        return any(fault.kind == kind and fault.active(now_s) for fault in self._faults)
+
+    def passed(self, shown: Shown | None, now_s: float) -> Shown | None:
+        """What is handed out at `now_s` when the sensor gives `shown`, or None."""
+        active = [fault for fault in self._faults if fault.active(now_s)]
+        self._remember(shown, now_s)
+        if not any(fault.kind == "delayed" for fault in active):
+            self._late.clear()
+        for fault in active:
+            shown = self._applied(fault, shown, now_s)
+        if shown is not None and not any(fault.kind == "stuck" for fault in active):
+            self._held = shown
+        return shown
+
+    def _remember(self, shown: Shown | None, now_s: float) -> None:
+        """Keep true samples of earlier moments: spaced ones for "swap", the newest for "skew"."""
+        if shown is None:
+            return
+        if not self._earlier or now_s - self._earlier[-1][0] >= SWAP_SPACING_S:
+            self._earlier.append((now_s, shown))
+        self._passed.append((now_s, shown))
+        while len(self._passed) > 1 and self._passed[1][0] <= now_s - SKEW_S:
+            self._passed.popleft()
+
+    def _applied(self, fault: Fault, shown: Shown | None, now_s: float) -> Shown | None:
+        if fault.kind == "delayed":
+            return self._delayed(shown, now_s)
+        if shown is None or fault.kind in ("off", "unplug"):
+            return None
+        if fault.kind == "stuck":
+            self._held = self._held or shown
+            return replace(shown, data=self._held.data, sequence=self._held.sequence)
+        if fault.kind == "slow":
+            self._count += 1
+            return shown if self._count % SLOW_DIVISOR == 0 else None
+        if fault.kind == "intermittent":
+            return shown if self._phases.up(now_s - fault.start_s) else None
+        if fault.kind == "swap":
+            return replace(shown, data=self._other().data)
+        if fault.kind == "skew":
+            _, before = self._passed[0]
+            return replace(shown, data=before.data, stamped_s=before.stamped_s)
+        return replace(shown, data=corrupt(fault.kind, shown.data, self._generator))
+
+    def _delayed(self, shown: Shown | None, now_s: float) -> Shown | None:
+        if shown is not None:
+            self._late.append((now_s + DELAY_S, shown))
+        if self._late and self._late[0][0] <= now_s:
+            return self._late.popleft()[1]
+        return None
+
+    def _other(self) -> Shown:
+        """An earlier sample, not the one swapped in before where there is another."""
+        choice = [shown for _, shown in self._earlier if shown is not self._swapped] or [self._earlier[-1][1]]
+        self._swapped = choice[int(self._generator.integers(len(choice)))]
+        return self._swapped
+
+
+def corrupt_series(
+    kind: str, samples: Sequence[NDArray[Any]], *, rate_hz: float, seed: int, start: int = 0
+) -> list[NDArray[Any] | None]:
+    """The samples of one sensor at `rate_hz` with a fault of any kind from number `start` on; None where none comes.
+
+    For training and evaluation on recorded data; the input is not changed.
+
+    Raises:
+        UsageError: an unknown fault.
+    """
+    if kind not in FAULTS:
+        raise UsageError(f"unknown fault {kind!r}; faults: {', '.join(FAULTS)}")
+    # Half a period early: rounding must not decide whether the fault holds at its first sample.
+    fault = Fault(sensor="series", kind=kind, start_s=(start - 0.5) / rate_hz)
+    line = FaultLine([fault], seed=seed)
+    passed = [line.passed(Shown(data=sample), number / rate_hz) for number, sample in enumerate(samples)]
+    return [None if shown is None else shown.data for shown in passed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ from mars_edge.faults import (
     DELAY_S,
     FAULTS,
     INTERMITTENT_PHASE_S,
+    MOMENT_FAULTS,
+    SKEW_S,
     SLOW_DIVISOR,
+    SWAP_SPACING_S,
+    TIMING_FAULTS,
     Fault,
     IntermittentPhases,
     corrupt,
+    corrupt_series,
     parse_fault,
 )
 from mars_runtime.sensors.driver import Frame, Traits
@@ -138,7 +144,7 @@ class Counter:
     def read(self, timeout_s: float) -> Frame | None:
         self.now_s += 0.1
         self.count += 1
-        return Frame(data=np.full((8, 8), self.count, np.uint8), sequence=self.count)
+        return Frame(data=np.full((8, 8), self.count, np.uint8), sequence=self.count, captured_s=self.now_s)
 
     def close(self) -> None:
         pass
@@ -200,3 +206,100 @@ def test_two_faults_on_one_sensor_both_hold() -> None:
     frames = [driver.read(0.1) for _ in range(20)]
     assert all(frame is not None and (frame.data == 255).all() for frame in frames[:10])
     assert frames[10:] == [None] * 10
+
+
+def test_there_are_the_thirteen_faults_of_the_design_and_unplugging() -> None:
+    assert set(FAULTS) == {
+        *("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent"),
+        *("black", "saturate", "cover", "blur", "swap", "skew"),
+        "unplug",
+    }
+    assert len(FAULTS) == len(set(FAULTS))
+
+
+def test_a_swapped_sensor_shows_true_samples_of_earlier_moments_under_the_numbers_of_now() -> None:
+    counter = Counter()
+    driver = FaultyDriver(counter, [parse_fault("x=swap@3.05s", ["x"])], stream_s=lambda: counter.now_s - 50.0, seed=1)
+    frames = [driver.read(0.1) for _ in range(80)]
+    shown = [int(frame.data[0, 0]) for frame in frames if frame is not None]
+    assert shown[:30] == list(range(1, 31))
+    spacing = round(SWAP_SPACING_S * 10)
+    assert all((value - 1) % spacing == 0 and value <= number for number, value in enumerate(shown[30:], start=31))
+    assert all(a != b for a, b in itertools.pairwise(shown[30:]))
+    assert [frame.sequence for frame in frames if frame is not None] == list(range(1, 81))
+
+
+def test_a_skewed_sensor_comes_on_time_with_picture_and_stamp_of_an_earlier_moment() -> None:
+    counter = Counter()
+    driver = FaultyDriver(counter, [parse_fault("x=skew@1.05s", ["x"])], stream_s=lambda: counter.now_s - 50.0, seed=1)
+    frames = [driver.read(0.1) for _ in range(40)]
+    late = []
+    for number, frame in enumerate(frames, start=1):
+        assert frame is not None
+        assert frame.captured_s is not None
+        assert frame.sequence == number
+        assert frame.captured_s == pytest.approx(50.0 + 0.1 * int(frame.data[0, 0]))
+        late.append(50.0 + 0.1 * number - frame.captured_s)
+    assert late[:10] == pytest.approx([0.0] * 10, abs=1e-9)
+    # One frame per 0.1 s: the youngest that is at least SKEW_S old.
+    assert late[10:] == pytest.approx([0.2] * 30)
+    assert SKEW_S <= 0.2
+
+
+def test_faults_set_while_a_driver_runs_hold_from_the_next_read_on() -> None:
+    counter = Counter()
+    driver = FaultyDriver(counter, [], stream_s=lambda: counter.now_s - 50.0, seed=1)
+    assert driver.read(0.1) is not None
+    driver.set_faults([Fault(sensor="x", kind="off")])
+    assert driver.read(0.1) is None
+    assert "x=off@0s" in driver.traits.description
+    driver.set_faults([])
+    frame = driver.read(0.1)
+    assert frame is not None
+    assert frame.sequence == 3
+
+
+def test_a_second_delay_does_not_hand_out_what_the_first_one_kept() -> None:
+    counter = Counter()
+    delays = [parse_fault(text, ["x"]) for text in ("x=delayed@1.05s+1s", "x=delayed@3.05s+1s")]
+    driver = FaultyDriver(counter, delays, stream_s=lambda: counter.now_s - 50.0, seed=1)
+    frames = [driver.read(0.1) for _ in range(40)]
+    shown = [0 if frame is None else int(frame.data[0, 0]) for frame in frames]
+    assert [number - value for number, value in enumerate(shown[30:], start=31) if value] == [5] * 5
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_series_is_broken_as_a_live_sensor_is(kind: str) -> None:
+    samples = [np.full((8, 8), number, np.uint8) for number in range(1, 61)]
+    series = corrupt_series(kind, samples, rate_hz=10.0, seed=1, start=10)
+    assert len(series) == 60
+    assert all(
+        given is not None and np.array_equal(given, own) for given, own in zip(series[:10], samples, strict=False)
+    )
+    if kind not in ("unplug",):
+        live = FaultyDriver(
+            counter := Counter(), [parse_fault(f"x={kind}@1.05s", ["x"])], stream_s=lambda: counter.now_s - 50.0, seed=1
+        )
+        frames = [live.read(0.1) for _ in range(60)]
+        for given, frame in zip(series, frames, strict=True):
+            assert (given is None) == (frame is None)
+            if kind != "intermittent" and given is not None and frame is not None:
+                assert np.array_equal(given, frame.data)
+    changed = [given is None or not np.array_equal(given, own) for given, own in zip(series, samples, strict=True)]
+    # A constant picture is its own blur and its own mirror image.
+    assert any(changed[10:]) or kind in ("blur", "wrong")
+    again = corrupt_series(kind, samples, rate_hz=10.0, seed=1, start=10)
+    assert all(
+        (a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in zip(series, again, strict=True)
+    )  # type: ignore[arg-type]
+
+
+def test_a_series_with_an_unknown_fault_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        corrupt_series("rust", [], rate_hz=10.0, seed=0)
+    assert str(error.value) == f"unknown fault 'rust'; faults: {', '.join(FAULTS)}"
+
+
+def test_the_families_do_not_overlap() -> None:
+    assert set(TIMING_FAULTS) | set(CONTENT_FAULTS) | set(MOMENT_FAULTS) == set(FAULTS)
+    assert len(TIMING_FAULTS) + len(CONTENT_FAULTS) + len(MOMENT_FAULTS) == len(FAULTS)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from mars_edge import faults
 from mars_edge.errors import SensorError
-from mars_edge.faults import Fault
+from mars_edge.faults import Fault, FaultLine, Shown
 from mars_runtime.sensors.driver import Driver, Frame, Interruptible, Traits
 
 
@@ -25,23 +21,18 @@ class FaultyDriver:
         self, inner: Driver, faults_of_it: Sequence[Fault], *, stream_s: Callable[[], float], seed: int
     ) -> None:
         self._inner = inner
-        self._faults = tuple(faults_of_it)
+        self._line = FaultLine(faults_of_it, seed=seed)
         self._stream_s = stream_s
-        self._generator = np.random.default_rng(seed)
-        self._phases = faults.IntermittentPhases(seed)
-        self._count = 0
-        self._held: Frame | None = None
-        self._delayed: deque[tuple[float, Frame]] = deque()
 
     def set_faults(self, faults_of_it: Sequence[Fault]) -> None:
         """Replace every fault, from the next read on; any thread may ask."""
-        self._faults = tuple(faults_of_it)
+        self._line.set_faults(faults_of_it)
 
     @property
     def traits(self) -> Traits:
         """The inner source's, marked in the description."""
         inner = self._inner.traits
-        return replace(inner, description=f"{inner.description} [{', '.join(map(str, self._faults))}]")
+        return replace(inner, description=f"{inner.description} [{', '.join(map(str, self._line.faults))}]")
 
     def open(self) -> None:
         """Open the inner source; refuses while it is unplugged."""
@@ -54,11 +45,8 @@ class FaultyDriver:
         frame = self._inner.read(timeout_s)
         # Again: reading takes time, and the plug may be pulled meanwhile.
         self._refuse_if_unplugged()
-        for fault in self._active():
-            frame = self._apply(fault, frame)
-        if frame is not None and not self._is("stuck"):
-            self._held = frame
-        return frame
+        shown = self._line.passed(None if frame is None else _shown(frame), self._stream_s())
+        return None if shown is None else _frame(shown)
 
     def close(self) -> None:
         """Close the inner source."""
@@ -69,36 +57,15 @@ class FaultyDriver:
         if isinstance(self._inner, Interruptible):
             self._inner.interrupt()
 
-    def _active(self) -> list[Fault]:
-        now_s = self._stream_s()
-        return [fault for fault in self._faults if fault.active(now_s)]
-
-    def _is(self, kind: str) -> bool:
-        return any(fault.kind == kind for fault in self._active())
-
     def _refuse_if_unplugged(self) -> None:
-        if self._is("unplug"):
+        if self._line.active("unplug", self._stream_s()):
             raise SensorError(f"{self._inner.traits.description}: unplugged (injected)", gone=True)
 
-    def _apply(self, fault: Fault, frame: Frame | None) -> Frame | None:
-        if fault.kind == "delayed":
-            return self._delay(frame)
-        if frame is None or fault.kind == "off":
-            return None
-        if fault.kind == "stuck":
-            self._held = self._held or frame
-            return replace(frame, data=self._held.data, sequence=self._held.sequence)
-        if fault.kind == "slow":
-            self._count += 1
-            return frame if self._count % faults.SLOW_DIVISOR == 0 else None
-        if fault.kind == "intermittent":
-            return frame if self._phases.up(self._stream_s() - fault.start_s) else None
-        return replace(frame, data=faults.corrupt(fault.kind, frame.data, self._generator))
 
-    def _delay(self, frame: Frame | None) -> Frame | None:
-        now_s = self._stream_s()
-        if frame is not None:
-            self._delayed.append((now_s + faults.DELAY_S, frame))
-        if self._delayed and self._delayed[0][0] <= now_s:
-            return self._delayed.popleft()[1]
-        return None
+def _shown(frame: Frame) -> Shown:
+    return Shown(data=frame.data, sequence=frame.sequence, stamped_s=frame.captured_s, carrier=frame)
+
+
+def _frame(shown: Shown) -> Frame:
+    frame: Frame = shown.carrier
+    return replace(frame, data=shown.data, sequence=shown.sequence, captured_s=shown.stamped_s)
