@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,20 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.modality import Modality
+from mars_runtime.sensors.camera import Camera, parse_camera
+from mars_runtime.sensors.camera_node import require_node
 from mars_runtime.sensors.driver import Driver
+from mars_runtime.sensors.isolated import IsolatedDriver
+from mars_runtime.sensors.network_camera import NetworkCamera
 from mars_runtime.sensors.pictures import PICTURE_SUFFIXES, PictureSequence, StillPicture, load_picture
 from mars_runtime.sensors.simulated import RIG_MODALITIES, SimulatedSensor, World
-from mars_runtime.sensors.video import VIDEO_SUFFIXES, Camera, VideoFile
+from mars_runtime.sensors.video import VIDEO_SUFFIXES, VideoFile
 from mars_runtime.sensors.vision import hushed
 from mars_runtime.sensors.wav import WavFile, load_wav
 
 ALLOWED = (
-    "sim:, a camera index or /dev/videoN, an image, video or .wav file, a glob such as 'frames/*.png', "
-    "http:// https:// rtsp:// rtmp://, audio:NAME-or-index"
+    "sim:, a camera index or /dev/videoN, v4l2:/dev/videoN?format=Y16, an image, video or .wav file, "
+    "a glob such as 'frames/*.png', http:// https:// rtsp:// rtmp://, audio:NAME-or-index"
 )
 _STREAM_SCHEMES = ("http", "https", "rtsp", "rtmp")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
@@ -120,9 +126,10 @@ def make_driver(spec: SensorSpec, modality: Modality, world: World) -> Driver:
         return _simulated(spec, modality, world)
     if source.startswith("audio:"):
         return _microphone(spec, modality)
-    if source.isdigit() or source.startswith("/dev/video"):
-        _need_kind(spec, modality, ("image",), "a camera")
-        return Camera(int(source) if source.isdigit() else source, rate_hz=_rate_hz(spec, modality))
+    if source.startswith("replay:"):
+        return _replay(spec)
+    if source.isdigit() or source.startswith(("/dev/video", "v4l2:")):
+        return _camera(spec, modality)
     scheme = _SCHEME.match(source)
     if scheme is not None and not Path(source).exists():
         return _stream(spec, modality, scheme.group(1).lower())
@@ -149,17 +156,40 @@ def _simulated(spec: SensorSpec, modality: Modality, world: World) -> Driver:
 
 
 def _microphone(spec: SensorSpec, modality: Modality) -> Driver:
-    from mars_runtime.sensors.microphone import Microphone
+    from mars_runtime.sensors.microphone import Microphone, require_portaudio
 
     _need_kind(spec, modality, ("audio",), "a microphone")
-    return Microphone(spec.source.removeprefix("audio:"), modality)
+    require_portaudio()
+    # A sound server that hangs hangs every call of PortAudio, its start and its close too.
+    return IsolatedDriver(functools.partial(Microphone, spec.source.removeprefix("audio:"), modality))
+
+
+def _replay(spec: SensorSpec) -> Driver:
+    from mars_runtime.recording.channel import open_channel
+
+    path, mark, name = spec.source.removeprefix("replay:").rpartition("#")
+    if not (mark and path and name):
+        raise UsageError(
+            f"--sensor {spec.name}={spec.source}: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth"
+        )
+    return open_channel(path, name)
+
+
+def _camera(spec: SensorSpec, modality: Modality) -> Driver:
+    _need_kind(spec, modality, ("image",), "a camera")
+    try:
+        node, settings = parse_camera(spec.source.removeprefix("v4l2:"))
+    except UsageError as error:
+        raise UsageError(f"--sensor {spec.name}={spec.source}: {error}") from error
+    make = partial(Camera, node, rate_hz=_rate_hz(spec, modality), settings=settings)
+    return IsolatedDriver(make, check=partial(require_node, node))
 
 
 def _stream(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
     if scheme not in _STREAM_SCHEMES:
         raise UsageError(f"--sensor {spec.name}={spec.source}: unknown source {scheme + ':'!r}; allowed: {ALLOWED}")
     _need_kind(spec, modality, ("image",), "a video stream")
-    return Camera(spec.source, rate_hz=_rate_hz(spec, modality))
+    return IsolatedDriver(partial(NetworkCamera, spec.source, rate_hz=_rate_hz(spec, modality)))
 
 
 def _file(spec: SensorSpec, modality: Modality) -> Driver:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from numpy.typing import NDArray
+
 
 def load_opencv() -> Any:
     """The `cv2` module, quiet and with one thread.
@@ -21,6 +23,13 @@ def load_opencv() -> Any:
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     return cv2
+
+
+def to_rgb(cv2: Any, image: NDArray[Any]) -> NDArray[Any]:
+    """OpenCV's blue-green-red as red-green-blue; everything but three channels as it is."""
+    if image.ndim == 3 and image.shape[2] == 3:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
+    return image
 
 
 @contextlib.contextmanager
