@@ -22,6 +22,7 @@ from mars_runtime.commands.options import (
 )
 from mars_runtime.commands.signals import stopping_on_signals
 from mars_runtime.engines import Engine
+from mars_runtime.services.options import add_service_options, check, services
 from mars_runtime.sinks import JsonLines, LiveStatus, Sink
 from mars_runtime.stream import Stream
 
@@ -31,6 +32,7 @@ _EXAMPLE = "example: mars-edge run --model face_antispoof.pte --inject depth=off
 def main(argv: Sequence[str]) -> int:
     """Run until stopped, until --max-seconds or --max-decisions, or until the last file has ended; 0."""
     options = _parser().parse_args(argv)
+    check(options)
     engine = open_from(options)
     try:
         return _run(options, engine)
@@ -56,8 +58,16 @@ def _run(options: argparse.Namespace, engine: Engine) -> int:
                 say=lambda line: _say(line, options),
             )
             stack.callback(witness.close)
-        stream = Stream(engine, specs, settings, faults=faults, seed=options.seed, witness=witness)
-        sinks = _sinks(options, engine, stream)
+        stream = Stream(
+            engine,
+            specs,
+            settings,
+            faults=faults,
+            seed=options.seed,
+            witness=witness,
+            live_faults=options.serve is not None,
+        )
+        sinks = [*_sinks(options, engine, stream), *services(options, stream, engine.manifest)]
         announce(options, stream)
         for sink in sinks:
             stack.callback(sink.close)
@@ -126,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add_engine_options(parser)
     add_source_options(parser)
     add_policy_options(parser)
+    add_service_options(parser)
     add = parser.add_argument
     add("--max-decisions", type=positive(int), metavar="N", help="stop after this many decisions")
     add("--record", type=Path, metavar="FILE.mcap", help="keep everything, so that `mars-edge replay` decides it again")

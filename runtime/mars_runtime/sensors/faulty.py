@@ -32,6 +32,8 @@ class FaultyDriver:
     def traits(self) -> Traits:
         """The inner source's, marked in the description."""
         inner = self._inner.traits
+        if not self._line.faults:
+            return inner
         return replace(inner, description=f"{inner.description} [{', '.join(map(str, self._line.faults))}]")
 
     def open(self) -> None:
