@@ -1,102 +1,282 @@
-"""A microphone through PortAudio (python-sounddevice), as a stream of overlapping windows."""
+"""A microphone through PortAudio (python-sounddevice), as a stream of overlapping windows.
+
+PortAudio's own thread calls us with every block and must not wait: a block goes into a ring, `read` takes it out. The
+device runs at its own rate and is converted here, because drivers that convert often do it without a filter.
+"""
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
+import sys
+import threading
 import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mars_edge.errors import SensorError, UsageError
 from mars_edge.modality import Modality
 from mars_runtime.sensors.driver import Frame, Traits
+from mars_runtime.sensors.resample import Resampler
 from mars_runtime.sensors.wav import hop_s
 
-_POLL_S = 0.005
+_RING_S = 2.0
+# A block that PortAudio says it heard longer ago than this is a wrong clock, not an old block.
+_OLDEST_S = 2.0
+# Of PortAudio's buffer: more than its own "high" (35 ms), so that a busy machine loses nothing; a hop is 50 ms or more.
+_LATENCY_S = 0.1
+_LOST_S = 0.25
+_DRIFT = 1e-3
 
 
-def load_portaudio() -> Any:
-    """The `sounddevice` module.
+def require_portaudio() -> None:
+    """Refuse a microphone where it cannot work; loads nothing, since loading starts PortAudio, which may hang.
 
     Raises:
         UsageError: the package or the PortAudio library is not installed; says how to install it.
     """
+    if importlib.util.find_spec("sounddevice") is None:
+        raise UsageError("a microphone needs the package sounddevice: pip install 'mars-edge[audio]'")
+    # On other systems the package brings the library.
+    if sys.platform == "linux" and ctypes.util.find_library("portaudio") is None:
+        raise UsageError("a microphone needs the PortAudio library: apt install libportaudio2")
+
+
+def load_portaudio() -> Any:
+    """The `sounddevice` module; its import looks for every device there is.
+
+    Raises:
+        SensorError: the package or the PortAudio library is not installed, or PortAudio does not start.
+    """
     try:
         import sounddevice
     except ImportError as error:
-        raise UsageError("a microphone needs the package sounddevice: pip install sounddevice") from error
+        raise SensorError("a microphone needs the package sounddevice: pip install 'mars-edge[audio]'") from error
     except OSError as error:
-        raise UsageError("a microphone needs the PortAudio library: apt install libportaudio2") from error
+        raise SensorError("a microphone needs the PortAudio library: apt install libportaudio2") from error
+    except Exception as error:
+        # sounddevice's own PortAudioError is not importable before the import has succeeded.
+        raise SensorError(f"PortAudio does not start: {_one_line(error)}") from error
     return sounddevice
+
+
+class Ring:
+    """The newest seconds of sound between PortAudio's thread and ours; what does not fit is lost and counted."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = np.zeros(samples, np.float32)
+        self._heard = threading.Condition()
+        self._written = 0
+        self._taken = 0
+        self._newest_s: float | None = None
+        self._overflowed = False
+        self.overflows = 0
+
+    def put(self, block: NDArray[np.float32], newest_s: float | None, *, overflowed: bool) -> None:
+        """Append a block, (T,); `newest_s` is when its last sample was heard, where that is known."""
+        with self._heard:
+            lost = self._written + block.size - self._taken - self._samples.size
+            if lost > 0:
+                self._taken += lost
+            if lost > 0 or overflowed:
+                self.overflows += 1
+                self._overflowed = True
+            self._written += block.size
+            kept = block[-self._samples.size :]
+            self._samples[(self._written - kept.size + np.arange(kept.size)) % self._samples.size] = kept
+            self._newest_s = newest_s
+            self._heard.notify()
+
+    def take(self, count: int, timeout_s: float) -> tuple[NDArray[np.float32], float | None, bool] | None:
+        """The oldest `count` samples, seconds from the newest sample's time, whether sound before them was lost."""
+        with self._heard:
+            if not self._heard.wait_for(lambda: self._written - self._taken >= count, timeout_s):
+                return None
+            at = (self._taken + np.arange(count)) % self._samples.size
+            block = self._samples[at]
+            self._taken += count
+            overflowed, self._overflowed = self._overflowed, False
+            return block, self._newest_s, overflowed
+
+    @property
+    def waiting(self) -> int:
+        """Samples not yet taken."""
+        with self._heard:
+            return self._written - self._taken
+
+
+class Arrival:
+    """Notices sound that was lost without a word: samples then fall behind the clock, by more than clocks drift."""
+
+    def __init__(self, rate_hz: float) -> None:
+        self._rate_hz = rate_hz
+        self._heard_s = 0.0
+        self._least_late_s: float | None = None
+
+    def lost(self, count: int, now_s: float) -> bool:
+        """Whether `count` samples that arrive now are over 0.25 s too few; each loss is told once."""
+        self._heard_s += count / self._rate_hz
+        late_s = now_s - self._heard_s
+        if self._least_late_s is None or late_s < self._least_late_s:
+            self._least_late_s = late_s
+        if late_s - self._least_late_s > _LOST_S:
+            self._least_late_s = late_s
+            return True
+        self._least_late_s += _DRIFT * count / self._rate_hz
+        return False
 
 
 class Microphone:
     """The newest window of a live input, every hop; nothing is handed out before one window is full.
 
-    Blocking reads only: PortAudio's own thread fills its buffer, this class starts none.
+    A frame carries the flag "overflow" when sound was lost before its newest hop. Device times become `captured_s`.
     """
 
     def __init__(self, device: str, modality: Modality) -> None:
-        self._portaudio = load_portaudio()
         self._device: int | str | None = int(device) if device.isdigit() else device or None
-        self._rate_hz = modality.rate_hz
-        self._hop = max(1, round(hop_s(modality.window_samples / modality.rate_hz) * modality.rate_hz))
-        self._window = np.zeros(modality.window_samples, np.float32)
-        self._filled = 0
+        self._rate_hz = round(modality.rate_hz)
+        self._window_samples = modality.window_samples
+        self._hop_s = hop_s(modality.window_samples / modality.rate_hz)
+        self._portaudio: Any = None
         self._stream: Any = None
+        self._ring = Ring(1)
+        self._block = 1
+        self._arrival = Arrival(self._rate_hz)
+        self._device_hz = self._rate_hz
+        self._resampler = Resampler(self._rate_hz, self._rate_hz)
+        self._window = np.zeros(0, np.float32)
         self.overflows = 0
         self.traits = Traits(
             description=f"microphone {device or '(default)'}",
-            rate_hz=modality.rate_hz / self._hop,
+            rate_hz=1.0 / self._hop_s,
             raw=True,
             start_grace_s=2.0,
         )
 
     def open(self) -> None:
-        """Start a mono float32 input stream at the modality's rate.
+        """Start a mono float32 input stream at the device's own rate, at the modality's where that is refused.
 
         Raises:
-            SensorError: no such device, or it refuses the rate.
+            SensorError: no such device, or it refuses both.
         """
-        self._filled = 0
+        self.close()
+        self._portaudio = portaudio = load_portaudio()
         # PortAudio lists devices once, when it starts; a device plugged in later needs a fresh start.
-        self._portaudio._terminate()
-        self._portaudio._initialize()
+        portaudio._terminate()
+        portaudio._initialize()
         try:
-            self._stream = self._portaudio.InputStream(
-                samplerate=self._rate_hz, channels=1, dtype="float32", device=self._device
-            )
-            self._stream.start()
-        except (self._portaudio.PortAudioError, ValueError) as error:
+            found = portaudio.query_devices(self._device, "input")
+            self._start(found)
+        except (portaudio.PortAudioError, ValueError) as error:
             self.close()
-            raise SensorError(f"{self.traits.description}: {_one_line(error)}", gone=True) from error
+            raise SensorError(f"{self.traits.description}: {_cause(error)}", gone=True) from error
+        self.traits = Traits(
+            description=self.traits.description,
+            rate_hz=self._device_hz / self._block,
+            raw=True,
+            start_grace_s=2.0,
+            identity=str(found["name"]),
+        )
+
+    def _start(self, found: dict[str, Any]) -> None:
+        rates = dict.fromkeys([round(found["default_samplerate"]), self._rate_hz])
+        channels = [count for count in (1, 2) if count <= max(1, found["max_input_channels"])]
+        refusal: Exception | None = None
+        for rate_hz, count in ((rate_hz, count) for rate_hz in rates for count in channels):
+            self._prepare(rate_hz)
+            try:
+                self._stream = self._portaudio.InputStream(
+                    samplerate=rate_hz,
+                    channels=count,
+                    dtype="float32",
+                    device=self._device,
+                    latency=_LATENCY_S,
+                    callback=self._hear,
+                )
+                self._stream.start()
+                return
+            except self._portaudio.PortAudioError as error:
+                self.close()
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _prepare(self, device_hz: int) -> None:
+        self._device_hz = device_hz
+        self._resampler = Resampler(device_hz, self._rate_hz)
+        self._block = max(1, round(self._hop_s * device_hz))
+        self._ring = Ring(round(_RING_S * device_hz))
+        self._arrival = Arrival(device_hz)
+        self._window = np.zeros(0, np.float32)
+
+    def _hear(self, block: NDArray[np.float32], count: int, times: Any, status: Any) -> None:
+        """In PortAudio's thread: copy, and out."""
+        now_s = time.monotonic()
+        late_s = times.currentTime - times.inputBufferAdcTime
+        begin_s = now_s - late_s if 0.0 <= late_s <= _OLDEST_S and times.inputBufferAdcTime > 0.0 else None
+        newest_s = None if begin_s is None else begin_s + count / self._device_hz
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        lost = self._arrival.lost(count, now_s)
+        self._ring.put(mono, newest_s, overflowed=bool(status.input_overflow) or lost)
 
     def read(self, timeout_s: float) -> Frame | None:
-        """The newest full window, (T,) float32, once per hop; overflows are counted."""
+        """The newest full window, (T,) float32, once per hop.
+
+        Raises:
+            SensorError: the stream has stopped.
+        """
         if self._stream is None:
             raise SensorError(f"{self.traits.description}: read before open")
         until_s = time.monotonic() + timeout_s
-        try:
-            while self._stream.read_available < self._hop:
-                if time.monotonic() >= until_s:
-                    return None
-                time.sleep(_POLL_S)
-            block, overflowed = self._stream.read(self._hop)
-        except self._portaudio.PortAudioError as error:
-            raise SensorError(f"{self.traits.description}: {_one_line(error)}") from error
-        self.overflows += int(overflowed)
-        return self._append(block[:, 0])
+        while True:
+            taken = self._ring.take(self._block, max(0.0, until_s - time.monotonic()))
+            if taken is None:
+                self._raise_if_stopped()
+                return None
+            if (frame := self._append(*taken)) is not None:
+                return frame
 
-    def _append(self, block: np.ndarray[Any, np.dtype[np.float32]]) -> Frame | None:
-        self._window = np.concatenate([self._window, block])[-self._window.size :]
-        self._filled = min(self._window.size, self._filled + block.size)
-        return Frame(data=self._window) if self._filled == self._window.size else None
+    def _raise_if_stopped(self) -> None:
+        try:
+            active = self._stream.active
+        except self._portaudio.PortAudioError as error:
+            raise SensorError(f"{self.traits.description}: {_cause(error)}") from error
+        if not active:
+            raise SensorError(f"{self.traits.description}: the device or its sound server has gone", gone=True)
+
+    def _append(self, block: NDArray[np.float32], newest_s: float | None, overflowed: bool) -> Frame | None:
+        self.overflows += int(overflowed)
+        fresh = self._resampler.push(block)
+        self._window = np.concatenate([self._window, fresh])[-self._window_samples :]
+        if self._window.size < self._window_samples:
+            return None
+        waiting_s = self._ring.waiting / self._device_hz
+        return Frame(
+            data=self._window,
+            captured_s=None if newest_s is None else newest_s - waiting_s,
+            flags=frozenset({"overflow"} if overflowed else ()),
+        )
 
     def close(self) -> None:
         """Stop and release the stream."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close(ignore_errors=True)
+
+
+def _cause(error: Exception) -> str:
+    """PortAudio's words, with what a person can do about them."""
+    text = _one_line(error)
+    hints = {
+        "Device unavailable": "another program has it, or its sound server does not answer",
+        "No input device matching": "`mars-edge devices` lists those there are",
+        "Error querying device": "`mars-edge devices` lists those there are",
+        "Invalid device": "`mars-edge devices` lists those there are",
+    }
+    hint = next((hint for words, hint in hints.items() if words in text), None)
+    return text if hint is None else f"{text}: {hint}"
 
 
 def _one_line(error: Exception) -> str:

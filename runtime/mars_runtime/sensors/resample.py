@@ -54,7 +54,8 @@ class Resampler:
         if count == 0:
             return np.empty(0, np.float32)
         windows = sliding_window_view(signal, self._phases.shape[1])[at // self._up]
-        return np.einsum("nk,nk->n", windows, self._phases[at % self._up]).astype(np.float32)
+        converted: NDArray[np.float32] = np.einsum("nk,nk->n", windows, self._phases[at % self._up])
+        return converted
 
 
 def _phases(up: int, down: int) -> NDArray[np.float32]:
