@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -87,7 +88,10 @@ def _shares(shares: Mapping[str, float] | None) -> dict[str, float] | None:
 
 def _modality(summary: Summary) -> dict[str, Any]:
     age_ms = None if summary.age_s is None else round(summary.age_s * 1000.0, 1)
-    return {"status": summary.status, "reason": summary.reason, "age_ms": age_ms}
+    entry = {"status": summary.status, "reason": summary.reason, "age_ms": age_ms}
+    # JSON has no infinity: a limit that is switched off is no evidence.
+    evidence = {key: float(f"{value:.4g}") for key, value in summary.evidence.items() if math.isfinite(value)}
+    return {**entry, "evidence": evidence} if evidence else entry
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

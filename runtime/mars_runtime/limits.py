@@ -49,6 +49,8 @@ class Limits:
         zeros_s, zeros_leave_s: a microphone that gives exact zeros for this long is dead, until it has not for so long.
         silent_dbfs, silent_s: sound below this level.
         clipped_share, clipped_s: share of the audio samples at full scale.
+        skew_s: a sample whose stamp differs from the reference sensor's by more than this takes no part in that
+            decision; None means max(50 ms, 1.5 T).
         masking: content faults that mask instead of degrade.
     """
 
@@ -92,7 +94,13 @@ class Limits:
     silent_s: float = 2.0
     clipped_share: float = 0.01
     clipped_s: float = 1.0
+    skew_s: float | None = None
     masking: frozenset[str] = frozenset()
+
+    @property
+    def skew_after_s(self) -> float:
+        """Difference to the reference sensor's stamp above which a sample is left out of a decision."""
+        return max(0.05, 1.5 * self.period_s) if self.skew_s is None else self.skew_s
 
     @property
     def stale_after_s(self) -> float:

@@ -23,7 +23,7 @@ from mars_runtime.decision import Decision
 from mars_runtime.downgrade import Watch
 from mars_runtime.engines.protocol import Engine, Inference
 from mars_runtime.feed import Feed
-from mars_runtime.health import Summary
+from mars_runtime.health import Evidence, Summary
 from mars_runtime.policy import Outcome
 from mars_runtime.sensors.pace import Clock
 from mars_runtime.tick import LoopState, Plan, Readings, Tick
@@ -235,7 +235,7 @@ class Pipeline:
             self._witness(self._tick(before, plan, readings, decision))
         return decision
 
-    def _skewed(self, fresh: Mapping[str, Sample], now_s: float) -> frozenset[str]:
+    def _skewed(self, fresh: Mapping[str, Sample], now_s: float) -> dict[str, Evidence]:
         """Sensors whose sample shows another moment than the reference's, by the devices' own stamps."""
         stamps = {}
         for name, track in self._tracks.items():
@@ -250,7 +250,7 @@ class Pipeline:
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _cached(
-        self, tensors: Mapping[str, Any], skewed: frozenset[str], now_s: float
+        self, tensors: Mapping[str, Any], skewed: Mapping[str, Evidence], now_s: float
     ) -> dict[str, NDArray[np.float32]]:
         """Features of usable sensors that brought nothing new, within their age limit."""
         rest = [name for name in self._tracks if name not in tensors and name not in skewed]
@@ -282,7 +282,7 @@ class Pipeline:
         plan: Plan,
         readings: Readings,
         present: Sequence[str],
-        skewed: frozenset[str],
+        skewed: Mapping[str, Evidence],
         inference: Inference | None,
         failure: str | None,
         waited_s: float,
@@ -332,13 +332,13 @@ class Pipeline:
             held=held or (f"made {1000.0 * late_s:.1f} ms after its deadline" if late else None),
         )
 
-    def _summary(self, name: str, now_s: float, skewed: frozenset[str]) -> Summary:
+    def _summary(self, name: str, now_s: float, skewed: Mapping[str, Evidence]) -> Summary:
         """What the mask of this decision says."""
         track = self._tracks.get(name)
         if track is None:
             return NOT_CONFIGURED
         found = track.summary(now_s)
-        return replace(found, status="missing", reason="skew") if name in skewed else found
+        return replace(found, status="missing", reason="skew", evidence=skewed[name]) if name in skewed else found
 
     def _tick(self, before: LoopState, plan: Plan, readings: Readings, decision: Decision) -> Tick:
         return Tick(

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mars_runtime.health import Limits
-
-SMALLEST_S = 0.05
-PERIODS = 1.5
+from mars_runtime.health import Evidence
+from mars_runtime.limits import Limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +21,14 @@ class Stamp:
     limits: Limits
 
 
-def skewed(stamps: Mapping[str, Stamp]) -> frozenset[str]:
-    """Sensors that differ from the reference by more than max(50 ms, 1.5 of their periods).
+def skewed(stamps: Mapping[str, Stamp]) -> dict[str, Evidence]:
+    """Sensors that differ from the reference by more than their `skew_after_s`, and by how much.
 
     The reference is the fastest sensor, of several the first in fusion order: the one whose sample is newest as a rule.
     """
     if len(stamps) < 2:
-        return frozenset()
+        return {}
     reference = min(stamps, key=lambda name: stamps[name].limits.period_s)
     at_s = stamps[reference].stamped_s
-    return frozenset(name for name, stamp in stamps.items() if abs(stamp.stamped_s - at_s) > _allowed_s(stamp.limits))
-
-
-def _allowed_s(limits: Limits) -> float:
-    return max(SMALLEST_S, PERIODS * limits.period_s)
+    found = {name: (abs(stamp.stamped_s - at_s), stamp.limits.skew_after_s) for name, stamp in stamps.items()}
+    return {name: {"skew_s": by_s, "limit_s": most_s} for name, (by_s, most_s) in found.items() if by_s > most_s}

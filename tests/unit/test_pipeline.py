@@ -439,6 +439,7 @@ def test_a_skewed_sensor_is_missing_in_that_decision_only() -> None:
     assert decision.subset == "rgb+ir"
     assert (decision.modalities["depth"].status, decision.modalities["depth"].reason) == ("missing", "skew")
     assert bench.engine.calls[-1] == ({"rgb", "ir"}, set())
+    assert decision.to_dict()["modalities"]["depth"]["evidence"] == {"skew_s": 0.11, "limit_s": 0.1}
     assert skewed(bench, depth=0.09).subset == "rgb+depth+ir"
 
 
