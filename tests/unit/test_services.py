@@ -367,7 +367,7 @@ def test_a_loud_sound_fills_more_of_its_picture_than_a_quiet_one() -> None:
     wave = np.sin(np.arange(8000) / 5.0)
     areas = [int((pictures.waveform((scale * wave).astype(np.int16))[..., 0] < 200).sum()) for scale in (300, 30000)]
     assert areas[1] > 20 * areas[0] > 0
-    audio = Modality(name="a", kind="audio", rate_hz=8000)
+    audio = Modality(name="a", kind="audio", rate_hz=8000, window_s=1.0, mel_bands=32)
     assert pictures.jpeg(wave.astype(np.float32), audio) is not None
     assert pictures.jpeg(np.zeros(0, np.float32), audio) is not None
 
