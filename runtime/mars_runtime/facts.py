@@ -15,15 +15,16 @@ from mars_edge.modality import Modality
 from mars_runtime.health import SampleSeen
 from mars_runtime.limits import SensorKind, kind_of
 from mars_runtime.sensors.driver import Frame, Traits
-from mars_runtime.sensors.vision import load_opencv
 
 BLOCKS = 5
 # A block has no texture below this standard deviation of its pixels, each averaged over an area.
 TEXTURE_SHARE = 0.008
 # Above this mean absolute difference a picture becomes the reference that later ones are compared with.
 STILL_SHARE = 0.001
-_BLOCK_SIDE = 12
-_NOISE_ROWS = 24
+_THINNED_SIDE = 120
+_TEXTURE_SIDE = 180
+_BLOCK_CELLS = 12
+_NOISE_ROWS, _NOISE_COLUMNS = 24, 320
 # Mean of |x| of a standard normal variable over the smaller three quarters of its values.
 _TRIMMED_MEAN = 0.51483
 _FULL_SCALE_AUDIO = 0.999
@@ -65,23 +66,26 @@ class FactFinder:
         if self._kind == "audio" and data.ndim == 1 and data.size:
             return self._sound(data, traits)
         if self._kind == "depth" and data.dtype == np.uint16 and data.ndim >= 2 and data.size:
-            return {"invalid_depth": _zero_share(data), "saturated": _saturated(data), "noise": noise(data)}
+            thinned = _thinned(data)
+            zeros = float(np.mean(thinned == 0))
+            return {"invalid_depth": zeros, "saturated": _saturated(thinned), "noise": noise(data)}
         if self._kind in ("colour", "infrared") and data.dtype == np.uint8 and data.ndim >= 2 and data.size:
+            thinned = _thinned(data)
             return {
-                "dark": float(np.mean(_thinned(data) < 25.5)),
-                "saturated": _saturated(data),
+                "dark": float(np.mean(thinned < 25.5)),
+                "saturated": _saturated(thinned),
                 "flat": flat_share(data),
                 "noise": noise(data),
-                "still": self._still(data, traits),
+                "still": self._still(thinned, traits),
             }
         # A zero of a picture of another type is a zero too: 16-bit depth without its declared type is refused later.
         return {"invalid_depth": _zero_share(data)} if self._kind == "depth" else {}
 
-    def _still(self, data: NDArray[Any], traits: Traits) -> float | None:
+    def _still(self, thinned: NDArray[Any], traits: Traits) -> float | None:
         """Mean absolute difference to the reference; None where standing still is told by the payload or no fault."""
         if traits.raw or traits.static or traits.finite:
             return None
-        now = _thinned(data).astype(np.int16)
+        now = thinned.astype(np.int16)
         reference = self._reference
         if reference is None or reference.shape != now.shape:
             self._reference = now
@@ -114,13 +118,14 @@ def _repeats(before: Frame, frame: Frame, raw: bool) -> bool:
 
 
 def _thinned(data: NDArray[Any]) -> NDArray[Any]:
-    """Every fourth pixel each way: enough for a share, and cheap at full HD."""
-    return data[::4, ::4]
+    """Every fourth pixel each way, of large pictures fewer: enough for a share, and cheap at full HD."""
+    step = max(4, min(data.shape[:2]) // _THINNED_SIDE)
+    return np.ascontiguousarray(data[::step, ::step])
 
 
-def _saturated(data: NDArray[Any]) -> float:
+def _saturated(thinned: NDArray[Any]) -> float:
     """Share of the values at 98 % of the range or above."""
-    return float(np.mean(_thinned(data) >= 0.98 * np.iinfo(data.dtype).max))
+    return float(np.mean(thinned >= 0.98 * np.iinfo(thinned.dtype).max))
 
 
 def _zero_share(data: NDArray[Any]) -> float:
@@ -135,16 +140,17 @@ def _plane(data: NDArray[Any]) -> NDArray[Any]:
 def flat_share(data: NDArray[np.uint8]) -> float | None:
     """Share of the 25 blocks of a picture that have no texture; None for one too small to be cut into blocks.
 
-    Averaging over areas first makes noise vanish and leaves texture.
+    Averaging over small areas first makes noise vanish and leaves texture.
     """
     plane = _plane(data)
-    side = min(_BLOCK_SIDE, min(plane.shape) // BLOCKS)
-    if side < 2:
+    thin = max(1, min(plane.shape) // _TEXTURE_SIDE)
+    plane = plane[::thin, ::thin]
+    cells = BLOCKS * min(_BLOCK_CELLS, min(plane.shape) // (2 * BLOCKS))
+    if cells < 2 * BLOCKS:
         return None
-    cv2 = load_opencv()
-    length = BLOCKS * side
-    small = cv2.resize(np.ascontiguousarray(plane), (length, length), interpolation=cv2.INTER_AREA)
-    blocks = small.reshape(BLOCKS, side, BLOCKS, side).astype(np.float32)
+    tall, wide = plane.shape[0] // cells, plane.shape[1] // cells
+    areas = plane[: tall * cells, : wide * cells].astype(np.float32).reshape(cells, tall, cells, wide)
+    blocks = areas.mean(axis=(1, 3)).reshape(BLOCKS, cells // BLOCKS, BLOCKS, cells // BLOCKS)
     return float(np.mean(blocks.std(axis=(1, 3)) < 255.0 * TEXTURE_SHARE))
 
 
@@ -153,14 +159,16 @@ def noise(data: NDArray[Any]) -> float | None:
 
     Second differences across and along cancel gradients and edges along either axis (Immerkaer, Fast Noise Variance
     Estimation, 1996); the mean over the smaller three quarters of them leaves out what is texture. Rows spread over
-    the picture bound the cost.
+    the middle of the picture bound the cost.
     """
     plane = _plane(data)
     if min(plane.shape) < 3:
         return None
+    left = max(0, (plane.shape[1] - _NOISE_COLUMNS) // 2)
     rows = np.linspace(0, plane.shape[0] - 3, min(_NOISE_ROWS, plane.shape[0] - 2)).astype(np.intp)
-    above, middle, below = (plane[rows + k].astype(np.float32) for k in range(3))
-    down = above - 2.0 * middle + below
+    middle = plane[:, left : left + _NOISE_COLUMNS]
+    above, at, below = (middle[rows + k].astype(np.float32) for k in range(3))
+    down = above - 2.0 * at + below
     both = np.abs(down[:, :-2] - 2.0 * down[:, 1:-1] + down[:, 2:]).ravel()
     kept = max(1, 3 * both.size // 4)
     smallest = np.partition(both, kept - 1)[:kept]
