@@ -8,11 +8,11 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.modality import Modality
+from mars_runtime.sensors.vision import load_opencv
 
 _QUALITY = 80
 _LONGEST_PX = 640
@@ -22,6 +22,7 @@ _INK = (90, 160, 40)
 
 def jpeg(sample: NDArray[Any], modality: Modality) -> bytes | None:
     """A JPEG of one raw sample, at most 640 pixels wide or high; None for what has no picture."""
+    cv2 = load_opencv()
     if modality.kind == "audio":
         shown = waveform(sample)
     elif modality.kind == "image" and sample.ndim in (2, 3) and 0 not in sample.shape:
@@ -38,6 +39,7 @@ def visible(sample: NDArray[Any], value_range: tuple[float, float] | None) -> ND
     8 bits are kept; of other types `value_range` is spread over a colour map, and zeros, which depth cameras give where
     they see nothing, are black.
     """
+    cv2 = load_opencv()
     flat = sample[..., 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample
     if flat.dtype == np.uint8:
         return np.ascontiguousarray(flat[..., ::-1] if flat.ndim == 3 else flat)
@@ -52,6 +54,7 @@ def visible(sample: NDArray[Any], value_range: tuple[float, float] | None) -> ND
 
 
 def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    cv2 = load_opencv()
     height, width = picture.shape[:2]
     scale = _LONGEST_PX / max(height, width)
     if scale >= 1.0:
