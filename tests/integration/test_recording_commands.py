@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +173,36 @@ def test_sensors_can_be_broken_while_they_are_recorded(capsys: pytest.CaptureFix
     entries = list(open_recording(tmp_path / "b.mcap").entries())
     assert entries
     assert not any(entry.delivery.sample.frame.data.any() for entry in entries if entry.delivery.sample)  # type: ignore[union-attr]
+
+
+def test_recorded_sensors_feed_a_run_like_live_ones(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mcap"
+    mars_edge(capsys, "record", path, "--sensor", "rgb=sim:", "--sensor", "ir=sim:", "--max-seconds", "1")
+    played = ("--sensor", f"rgb=replay:{path}#rgb", "--sensor", f"ir=replay:{path}#ir", "--quiet")
+    code, lines, stderr = mars_edge(capsys, "run", *MODEL, *played)
+    assert (code, stderr) == (0, "")
+    assert len(lines) > 5
+    assert "rgb+ir" in {line["subset"] for line in lines}
+
+
+def test_a_signal_ends_a_recording_whole(tmp_path: Path, repository: Path) -> None:
+    folders = [str(repository / part) for part in (".", "runtime")]
+    arguments = [sys.executable, "-m", "mars_edge", "record", str(tmp_path / "a.mcap"), "--sensor", "ir=sim:"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        end_s = time.monotonic() + 30.0
+        while not (tmp_path / "a.mcap.partial").exists() and time.monotonic() < end_s:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert stderr.startswith(f"mars-edge: recorded {tmp_path}/a.mcap (")
+    recording = open_recording(tmp_path / "a.mcap")
+    assert list(recording.entries())
+    assert not recording.cut
 
 
 def test_a_file_is_recorded_to_its_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

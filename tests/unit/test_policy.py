@@ -118,3 +118,27 @@ def test_requirements_add_up_and_are_checked() -> None:
     with pytest.raises(UsageError) as error:
         stricter(policy, NAMES, require=["ir|thermal"], on_missing=None, unsafe=False)
     assert str(error.value) == "--require 'ir|thermal': unknown modality 'thermal'; this model has: rgb, depth, ir"
+
+
+def test_what_holds_decisions_back_abstains_or_fails_closed_whatever_the_subset() -> None:
+    for policy, verdict in ((CONTINUE, "abstain"), (Policy(on_missing="fail_closed"), "reject")):
+        outcome = decide(manifest(), policy, NAMES, LOGITS, held="ir went missing: no decision for 5 s")
+        assert (outcome.verdict, outcome.label, outcome.score) == (verdict, None, None)
+        assert outcome.reason == "ir went missing: no decision for 5 s"
+
+
+def test_a_subset_that_may_not_decide_says_so_before_anything_else() -> None:
+    policy = Policy(require=("depth",))
+    assert decide(manifest(), policy, ["ir"], LOGITS, held="late").reason == "requires depth"
+
+
+def test_a_segmentation_gives_shares_that_sum_to_one_and_abstains_like_any_other() -> None:
+    model = manifest(task="segmentation", labels=("a", "b", "c"), positive_label=None)
+    logits = np.random.default_rng(0).normal(size=(3, 7, 11)).astype(np.float32)
+    outcome = decide(model, CONTINUE, NAMES, logits)
+    assert outcome.shares is not None
+    assert sum(outcome.shares.values()) == pytest.approx(1.0)
+    for index, label in enumerate(model.labels):
+        assert outcome.shares[label] == pytest.approx(np.mean(logits.argmax(axis=0) == index))
+    refused = decide(model, Policy(require=("depth",)), ["ir"], logits)
+    assert (refused.verdict, refused.shares, refused.reason) == ("abstain", None, "requires depth")
