@@ -111,10 +111,16 @@ def ask(
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_allows_nothing_inline(site: Site) -> None:
-    for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.js", "text/javascript"),
+        ("/page.css", "text/css"),
+        ("/icon.svg", "image/svg"),
+    ):
         status, headers, content = ask(site, path)
         assert status == 200 and headers["Content-Type"].startswith(kind)
         assert "default-src 'none'" in headers["Content-Security-Policy"]
+        content = content.replace(b"http://www.w3.org/2000/svg", b"")
         assert b"http://" not in content and b"https://" not in content
         assert b" style=" not in content and b"onclick=" not in content
 
