@@ -22,10 +22,12 @@ from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.faults import parse_fault
 from mars_edge.modality import Modality
 from mars_edge.rig import Rig
+from mars_runtime import fingerprint
+from mars_runtime.fingerprint import Fingerprint
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError
 from mars_runtime.sensors.faulty import FaultyDriver
-from mars_runtime.sensors.network_camera import NetworkCamera
 from mars_runtime.sensors.microphone import Microphone
+from mars_runtime.sensors.network_camera import NetworkCamera
 from mars_runtime.sensors.pace import Pacer
 from mars_runtime.sensors.simulated import SimulatedSensor, World
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, load_table, make_driver, parse_flag
@@ -519,13 +521,34 @@ def test_a_toml_file_gives_the_same_specs_as_flags(tmp_path: Path) -> None:
     ]
 
 
+def test_a_learned_fingerprint_sets_limits_beside_the_file_and_the_users_own_stand_above_it(tmp_path: Path) -> None:
+    found = Fingerprint(kind="infrared", samples=50, seconds=5.0, period_s=0.1, jitter_s=0.0, strobe_frames=2)
+    fingerprint.save(found, tmp_path / "ir.json")
+    path = tmp_path / "sensors.toml"
+    path.write_text('[sensor.ir]\nsource = "0"\nfingerprint = "ir.json"\n')
+    assert load_table(path)[0].health == fingerprint.overrides(found) != {}
+    path.write_text('[sensor.ir]\nsource = "0"\nfingerprint = "ir.json"\nhealth = {strobe_frames = 3}\n')
+    assert load_table(path)[0].health["strobe_frames"] == 3
+    path.write_text('[sensor.ir]\nsource = "0"\nfingerprint = "no.json"\n')
+    with pytest.raises(UsageError) as error:
+        load_table(path)
+    assert str(error.value) == f"fingerprint {tmp_path}/no.json: No such file or directory"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[camera]\n", "unknown key 'camera'; known keys: sensor"),
         ("[sensor.rgb]\n", "sensor.rgb: source is None, expected one of: "),
-        ('[sensor.rgb]\nsource="0"\nfps=3', "sensor.rgb: unknown key 'fps'; known keys: source, rate_hz, health"),
+        (
+            '[sensor.rgb]\nsource="0"\nfps=3',
+            "sensor.rgb: unknown key 'fps'; known keys: source, rate_hz, fingerprint, health",
+        ),
         ('[sensor.rgb]\nsource="0"\nrate_hz=0', "sensor.rgb: rate_hz is 0, expected a number above 0, up to 1000"),
+        (
+            '[sensor.rgb]\nsource="0"\nfingerprint=3',
+            "sensor.rgb: fingerprint is 3, expected a file that `mars-edge doctor --learn` wrote",
+        ),
         ("sensor = 3", "expected one [sensor.NAME] table per sensor"),
         ("sensor.rgb = [", "not TOML: "),
     ],

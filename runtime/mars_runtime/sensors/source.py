@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import re
 import tomllib
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.modality import Modality
+from mars_runtime import fingerprint
 from mars_runtime.sensors.camera import Camera, parse_camera
 from mars_runtime.sensors.camera_node import require_node
 from mars_runtime.sensors.driver import Driver
@@ -29,7 +29,8 @@ from mars_runtime.sensors.wav import WavFile, load_wav
 
 ALLOWED = (
     "sim:, a camera index or /dev/videoN, v4l2:/dev/videoN?format=Y16, an image, video or .wav file, "
-    "a glob such as 'frames/*.png', http:// https:// rtsp:// rtmp://, audio:NAME-or-index"
+    "a glob such as 'frames/*.png', http:// https:// rtsp:// rtmp://, audio:NAME-or-index, "
+    "replay:FILE#SENSOR"
 )
 _STREAM_SCHEMES = ("http", "https", "rtsp", "rtmp")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
@@ -77,11 +78,13 @@ def load_table(path: Path) -> list[SensorSpec]:
     entries = table.get("sensor", {})
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UsageError(f"--sensors {path}: expected one [sensor.NAME] table per sensor")
-    return [_table_entry(name, entry, f"--sensors {path}: sensor.{name}") for name, entry in entries.items()]
+    return [
+        _table_entry(name, entry, f"--sensors {path}: sensor.{name}", path.parent) for name, entry in entries.items()
+    ]
 
 
-def _table_entry(name: str, entry: Mapping[str, Any], where: str) -> SensorSpec:
-    _only_keys(entry, ("source", "rate_hz", "health"), where)
+def _table_entry(name: str, entry: Mapping[str, Any], where: str, folder: Path) -> SensorSpec:
+    _only_keys(entry, ("source", "rate_hz", "fingerprint", "health"), where)
     source, rate_hz, health = entry.get("source"), entry.get("rate_hz"), entry.get("health", {})
     if not isinstance(source, str) or not source:
         raise UsageError(f"{where}: source is {source!r}, expected one of: {ALLOWED}")
@@ -89,7 +92,16 @@ def _table_entry(name: str, entry: Mapping[str, Any], where: str) -> SensorSpec:
         raise UsageError(f"{where}: rate_hz is {rate_hz!r}, expected a number above 0, up to 1000")
     if not isinstance(health, dict):
         raise UsageError(f"{where}: health is {health!r}, expected a table")
+    if "fingerprint" in entry:
+        # What the user sets himself stands above what was learned.
+        health = {**_learned(entry["fingerprint"], where, folder), **health}
     return SensorSpec(name=name, source=source, rate_hz=None if rate_hz is None else float(rate_hz), health=health)
+
+
+def _learned(value: object, where: str, folder: Path) -> dict[str, Any]:
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{where}: fingerprint is {value!r}, expected a file that `mars-edge doctor --learn` wrote")
+    return fingerprint.overrides(fingerprint.load(folder / value))
 
 
 def _only_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -161,7 +173,7 @@ def _microphone(spec: SensorSpec, modality: Modality) -> Driver:
     _need_kind(spec, modality, ("audio",), "a microphone")
     require_portaudio()
     # A sound server that hangs hangs every call of PortAudio, its start and its close too.
-    return IsolatedDriver(functools.partial(Microphone, spec.source.removeprefix("audio:"), modality))
+    return IsolatedDriver(partial(Microphone, spec.source.removeprefix("audio:"), modality))
 
 
 def _replay(spec: SensorSpec) -> Driver:
