@@ -79,7 +79,7 @@ def learn(samples: Sequence[Sample], modality: Modality, traits: Traits) -> Fing
     seen = [finder.facts(sample.frame, traits, sample.at_s) for sample in samples]
     bad = sum(each.repeated or not each.usable for each in seen)
     if bad > _TOLERATED * len(seen):
-        raise UsageError(f"{bad} of {len(seen)} samples repeat the one before or are not finite: the sensor is not well")
+        raise UsageError(f"{bad} of {len(seen)} samples repeat the one before or are not finite, as of a sick sensor")
     gaps_s = np.diff([sample.at_s for sample in samples])
     period_s = float(np.median(gaps_s))
     strobe = _strobe([float(sample.frame.data.mean()) for sample in samples]) if kind in ("colour", "infrared") else 1

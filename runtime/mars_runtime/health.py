@@ -197,19 +197,28 @@ def _observe_sample(state: Health, event: SampleSeen, limits: Limits) -> Health:
     before_s = event.at_s if state.sample_s is None else state.sample_s
     gap = event.at_s - before_s > limits.stale_after_s
     content = judged(state.content or {}, event, limits, gap=gap)
-    state = _observe_rate(state, event.at_s, limits)
-    return replace(
-        state,
+    rate = _observe_rate(state, event.at_s, limits)
+    # Not replace(): this runs for every sample.
+    return Health(
+        started_s=state.started_s,
+        reason=state.reason,
+        recovery=state.recovery,
+        evidence=state.evidence,
         sample_s=event.at_s,
-        errors=0,
-        gone=False,
+        ended=state.ended,
         unusable=not event.usable,
         repeats=repeats,
         repeats_since_s=state.repeats_since_s if repeats > 1 else before_s,
         distinct=0 if event.repeated else state.distinct + 1,
         good=state.good + 1 if good else 0,
         good_since_s=event.at_s if state.good == 0 else state.good_since_s,
+        changes_s=state.changes_s,
+        held_until_s=state.held_until_s,
         clock=clock,
+        part_start_s=rate.start_s,
+        parts=rate.parts,
+        slow=rate.slow,
+        rate=rate.evidence,
         content=content,
     )
 
@@ -234,22 +243,32 @@ def _observe_clock(clock: DeviceClock | None, event: SampleSeen, limits: Limits)
     return DeviceClock(stamped_s=event.stamped_s, offset_s=usual_s, wrong=wrong, jump_s=jump_s)
 
 
-def _observe_rate(state: Health, at_s: float, limits: Limits) -> Health:
+@dataclass(frozen=True, kw_only=True)
+class _Rate:
+    """The part of `Health` that judges the rate."""
+
+    start_s: float
+    parts: tuple[int, ...]
+    slow: bool
+    evidence: Evidence
+
+
+def _observe_rate(state: Health, at_s: float, limits: Limits) -> _Rate:
     """Samples over the last `rate_window_s` against the nominal rate, judged each time a part of it is complete."""
+    start_s, parts, slow, evidence = state.part_start_s, state.parts, state.slow, state.rate
+    if start_s is None or at_s < start_s:
+        return _Rate(start_s=at_s, parts=(0,), slow=slow, evidence=evidence)
     part_s = limits.rate_window_s / _RATE_PARTS
-    if state.part_start_s is None or at_s < state.part_start_s:
-        return replace(state, part_start_s=at_s, parts=(0,))
-    passed = int((at_s - state.part_start_s) / part_s)
-    if passed == 0:
-        return replace(state, parts=(*state.parts[:-1], state.parts[-1] + 1))
-    parts = (*state.parts, *[0] * min(passed, _RATE_PARTS))[-_RATE_PARTS - 1 :]
-    state = replace(state, part_start_s=state.part_start_s + passed * part_s, parts=(*parts[:-1], parts[-1] + 1))
-    if len(parts) <= _RATE_PARTS:
-        return state
-    share = sum(parts[:-1]) / limits.rate_window_s * limits.period_s
-    slow = share < (limits.normal_share if state.slow else limits.slow_share)
-    found = state.rate if state.slow else {"rate_share": share, "limit": limits.slow_share}
-    return replace(state, slow=slow, rate=found if slow else {})
+    passed = int((at_s - start_s) / part_s)
+    if passed > 0:
+        parts = (*parts, *[0] * min(passed, _RATE_PARTS))[-_RATE_PARTS - 1 :]
+        start_s += passed * part_s
+        if len(parts) > _RATE_PARTS:
+            share = sum(parts[:-1]) / limits.rate_window_s * limits.period_s
+            was, slow = slow, share < (limits.normal_share if slow else limits.slow_share)
+            found = evidence if was else {"rate_share": share, "limit": limits.slow_share}
+            evidence = found if slow else {}
+    return _Rate(start_s=start_s, parts=(*parts[:-1], parts[-1] + 1), slow=slow, evidence=evidence)
 
 
 def _judge(state: Health, now_s: float, limits: Limits) -> Health:

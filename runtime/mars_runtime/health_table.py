@@ -150,7 +150,7 @@ class Dwell:
     """How long a row's condition has held, and whether that made it a fault.
 
     Attributes:
-        fine: samples in a row without the condition.
+        fine_since_s, fine: since when, and for how many samples in a row, a fault's condition has not held.
         recent: the newest numbers, as many as the strobe has phases.
         evidence: the number and the limit when it became a fault, and how long it had held.
     """
@@ -163,13 +163,16 @@ class Dwell:
     evidence: Mapping[str, float] = field(default_factory=dict)
 
 
+_FINE = Dwell()
+
+
 def judged(dwells: Mapping[str, Dwell], facts: Facts, limits: Limits, *, gap: bool) -> Mapping[str, Dwell]:
     """The dwells after one sample; `gap` says that samples were missing before it, so nothing held without a break."""
     after = {}
     for row in ROWS:
         value = getattr(facts, row.fact)
         if value is not None:
-            after[row.reason] = _next(row, dwells.get(row.reason, Dwell()), float(value), facts.at_s, limits, gap=gap)
+            after[row.reason] = _next(row, dwells.get(row.reason, _FINE), float(value), facts.at_s, limits, gap=gap)
     return after
 
 
@@ -182,15 +185,17 @@ def _next(row: Row, dwell: Dwell, value: float, at_s: float, limits: Limits, *, 
     off = row.test == "<=" and limit == 0.0
     if not off and _TESTS[row.test](value, limit):
         return _bad(row, dwell, value, limit, at_s, limits, recent, gap=gap)
+    if not dwell.active:
+        return Dwell(recent=recent) if recent else _FINE
     since_s = at_s if dwell.fine_since_s is None or gap else dwell.fine_since_s
     fine = dwell.fine + 1
     if row.leave_samples:
         left = fine >= int(getattr(limits, row.leave_samples))
     else:
         left = at_s - since_s >= float(getattr(limits, row.leave_s))
-    active = dwell.active and not left
-    evidence = dwell.evidence if active else {}
-    return Dwell(fine_since_s=since_s, fine=fine, active=active, recent=recent, evidence=evidence)
+    if left:
+        return Dwell(recent=recent)
+    return Dwell(fine_since_s=since_s, fine=fine, active=True, recent=recent, evidence=dwell.evidence)
 
 
 def _bad(
