@@ -416,11 +416,11 @@ def test_a_network_camera_gives_frames_and_then_an_error_when_the_server_ends(mj
         ("voice=0", VOICE, "--sensor voice=0: a camera cannot feed voice, which is audio"),
         ("voice=http://x", VOICE, "--sensor voice=http://x: a video stream cannot feed voice, which is audio"),
         (
-            "depth=replay:run.mcap",
+            "depth=replay:#depth",
             DEPTH,
-            "--sensor depth=replay:run.mcap: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth",
+            "--sensor depth=replay:#depth: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth",
         ),
-        ("depth=replay:no.mcap#depth", DEPTH, "no.mcap: no such recording"),
+        ("depth=replay:no.mcap", DEPTH, "no.mcap: no such recording"),
         ("voice=sim:", VOICE, "--sensor voice=sim:: the simulated rig has no 'voice'; it has: rgb, depth, ir"),
         (
             "rgb=sim:thermal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,18 @@ def test_lost_sound_is_told_once_even_where_nobody_reports_it() -> None:
     assert sum(told) == 1
 
 
+def test_sound_is_stamped_by_counting_samples_as_of_the_least_delay() -> None:
+    generator, arrival = np.random.default_rng(0), Arrival(16000.0)
+    delays_s = np.concatenate([[0.02], generator.uniform(0.02, 0.2, 500)])
+    errors_s = []
+    for index, delay_s in enumerate(delays_s):
+        assert not arrival.lost(160, 0.01 * (index + 1) + delay_s)
+        assert arrival.newest_s is not None
+        errors_s.append(arrival.newest_s - 0.01 * (index + 1))
+    assert min(errors_s) >= 0.02 - 1e-9
+    assert max(errors_s) < 0.03
+
+
 def test_bursts_and_the_drift_of_a_cheap_clock_are_no_loss() -> None:
     # Ten blocks at once every 0.1 s, by a clock that is 500 ppm slow, for an hour.
     blocks = [(160, 0.1 * (index // 10) * 1.0005) for index in range(360_000)]
@@ -144,6 +157,7 @@ def test_a_microphone_runs_at_its_own_rate_and_gives_the_modalitys(portaudio: ty
     spectrum = np.abs(np.fft.rfft(frame.data * np.hanning(frame.data.size)))
     assert abs(int(spectrum.argmax()) * 2 - 440) <= 2
     assert frame.captured_s is not None
+    assert 0.0 <= time.monotonic() - frame.captured_s < 5.0
     driver.close()
 
 

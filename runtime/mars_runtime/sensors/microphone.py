@@ -23,8 +23,6 @@ from mars_runtime.sensors.resample import Resampler
 from mars_runtime.sensors.wav import hop_s
 
 _RING_S = 2.0
-# A block that PortAudio says it heard longer ago than this is a wrong clock, not an old block.
-_OLDEST_S = 2.0
 # Of PortAudio's buffer: more than its own "high" (35 ms), so that a busy machine loses nothing; a hop is 50 ms or more.
 _LATENCY_S = 0.1
 _LOST_S = 0.25
@@ -108,7 +106,11 @@ class Ring:
 
 
 class Arrival:
-    """Notices sound that was lost without a word: samples then fall behind the clock, by more than clocks drift."""
+    """The clock that counts samples, against the monotonic one, by the least delay that was seen.
+
+    PortAudio's own time stamps are guesses of the host and jump. Sound that is lost without a word shows here: the
+    samples fall behind by more than clocks drift.
+    """
 
     def __init__(self, rate_hz: float) -> None:
         self._rate_hz = rate_hz
@@ -127,11 +129,16 @@ class Arrival:
         self._least_late_s += _DRIFT * count / self._rate_hz
         return False
 
+    @property
+    def newest_s(self) -> float | None:
+        """When the last sample of the last block was heard, or up to the least delay later; None before the first."""
+        return None if self._least_late_s is None else self._heard_s + self._least_late_s
+
 
 class Microphone:
     """The newest window of a live input, every hop; nothing is handed out before one window is full.
 
-    A frame carries the flag "overflow" when sound was lost before its newest hop. Device times become `captured_s`.
+    A frame carries the flag "overflow" when sound was lost before its newest hop; `captured_s` counts samples.
     """
 
     def __init__(self, device: str, modality: Modality) -> None:
@@ -213,13 +220,9 @@ class Microphone:
 
     def _hear(self, block: NDArray[np.float32], count: int, times: Any, status: Any) -> None:
         """In PortAudio's thread: copy, and out."""
-        now_s = time.monotonic()
-        late_s = times.currentTime - times.inputBufferAdcTime
-        begin_s = now_s - late_s if 0.0 <= late_s <= _OLDEST_S and times.inputBufferAdcTime > 0.0 else None
-        newest_s = None if begin_s is None else begin_s + count / self._device_hz
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-        lost = self._arrival.lost(count, now_s)
-        self._ring.put(mono, newest_s, overflowed=bool(status.input_overflow) or lost)
+        lost = self._arrival.lost(count, time.monotonic())
+        self._ring.put(mono, self._arrival.newest_s, overflowed=bool(status.input_overflow) or lost)
 
     def read(self, timeout_s: float) -> Frame | None:
         """The newest full window, (T,) float32, once per hop.

@@ -18,6 +18,7 @@ from mars_edge.modality import Modality
 from mars_runtime import fingerprint
 from mars_runtime.sensors.camera import Camera, parse_camera
 from mars_runtime.sensors.camera_node import require_node
+from mars_runtime.sensors.depth_camera import KITS, make_depth_camera
 from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.isolated import IsolatedDriver
 from mars_runtime.sensors.network_camera import NetworkCamera
@@ -30,7 +31,7 @@ from mars_runtime.sensors.wav import WavFile, load_wav
 ALLOWED = (
     "sim:, a camera index or /dev/videoN, v4l2:/dev/videoN?format=Y16, an image, video or .wav file, "
     "a glob such as 'frames/*.png', http:// https:// rtsp:// rtmp://, audio:NAME-or-index, "
-    "replay:FILE#SENSOR"
+    "replay:FILE#SENSOR, realsense:SERIAL/depth, depthai:ID/rgb, orbbec:SERIAL/depth"
 )
 _STREAM_SCHEMES = ("http", "https", "rtsp", "rtmp")
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
@@ -143,6 +144,8 @@ def make_driver(spec: SensorSpec, modality: Modality, world: World) -> Driver:
     if source.isdigit() or source.startswith(("/dev/video", "v4l2:")):
         return _camera(spec, modality)
     scheme = _SCHEME.match(source)
+    if scheme is not None and scheme.group(1) in KITS:
+        return _depth_camera(spec, modality, scheme.group(1))
     if scheme is not None and not Path(source).exists():
         return _stream(spec, modality, scheme.group(1).lower())
     return _file(spec, modality)
@@ -179,12 +182,12 @@ def _microphone(spec: SensorSpec, modality: Modality) -> Driver:
 def _replay(spec: SensorSpec) -> Driver:
     from mars_runtime.recording.channel import open_channel
 
-    path, mark, name = spec.source.removeprefix("replay:").rpartition("#")
-    if not (mark and path and name):
+    path, _, name = spec.source.removeprefix("replay:").partition("#")
+    if not path:
         raise UsageError(
             f"--sensor {spec.name}={spec.source}: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth"
         )
-    return open_channel(path, name)
+    return open_channel(path, name or spec.name)
 
 
 def _camera(spec: SensorSpec, modality: Modality) -> Driver:
@@ -195,6 +198,15 @@ def _camera(spec: SensorSpec, modality: Modality) -> Driver:
         raise UsageError(f"--sensor {spec.name}={spec.source}: {error}") from error
     make = partial(Camera, node, rate_hz=_rate_hz(spec, modality), settings=settings)
     return IsolatedDriver(make, check=partial(require_node, node))
+
+
+def _depth_camera(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
+    _need_kind(spec, modality, ("image",), "a camera")
+    place = spec.source.removeprefix(f"{scheme}:")
+    try:
+        return make_depth_camera(scheme, place, rate_hz=_rate_hz(spec, modality))
+    except UsageError as error:
+        raise UsageError(f"--sensor {spec.name}={spec.source}: {error}") from error
 
 
 def _stream(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
