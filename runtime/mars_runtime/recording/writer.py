@@ -28,8 +28,8 @@ from mars_runtime.tick import Tick
 PARTIAL = ".partial"
 METADATA = "mars-edge"
 LOOP, DECISION, HEALTH, MAP = "/loop", "/decision", "/health", "/map"
-# What a kill can cost; larger chunks compress better.
-_CHUNK_BYTES = 256 * 1024
+# What a kill can cost. The index in memory grows by about a KiB per chunk until the file is complete.
+_CHUNK_BYTES = 1024 * 1024
 _ANY = {"type": "object"}
 _RAW_IMAGE_MODULE = "foxglove_schemas_protobuf.RawImage_pb2"
 
