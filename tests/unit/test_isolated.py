@@ -18,6 +18,7 @@ import pytest
 
 from mars_edge.errors import SensorError
 from mars_runtime.capture import Capture, Doorbell
+from mars_runtime.facts import FactFinder
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 from mars_runtime.sensors.isolated import IsolatedDriver
 
@@ -186,12 +187,17 @@ def test_what_goes_wrong_in_the_child_is_a_sensor_error_here(
     assert read(driver).sequence == 1
 
 
-def test_the_end_of_a_source_comes_through(made: Callable[..., IsolatedDriver]) -> None:
+def test_the_end_of_a_source_comes_through_and_lasts(made: Callable[..., IsolatedDriver]) -> None:
     driver = made("end in read")
     driver.open()
     read(driver), read(driver)
     with pytest.raises(SourceEndedError, match="at its end"):
         read(driver)
+    driver.close()
+    driver.open()
+    assert driver.process_id is None
+    with pytest.raises(SourceEndedError, match="at its end"):
+        driver.read(0.1)
 
 
 def test_another_device_at_the_same_place_is_refused(made: Callable[..., IsolatedDriver]) -> None:
@@ -259,7 +265,7 @@ def test_the_child_of_a_parent_that_is_killed_dies_even_with_the_interpreter_loc
 @pytest.mark.parametrize("fault", ["hang in open", "hang in read"])
 def test_a_hung_driver_does_not_delay_the_end_of_its_capture(fault: str) -> None:
     driver = isolated(fault)
-    capture = Capture("depth", driver, Doorbell(), depth=False, lost_after_s=lambda traits: 60.0)
+    capture = Capture("depth", driver, Doorbell(), finder=FactFinder("colour"), lost_after_s=lambda traits: 60.0)
     capture.start()
     until_s = time.monotonic() + 20.0
     while driver.process_id is None and time.monotonic() < until_s:
@@ -274,7 +280,7 @@ def test_a_hung_driver_does_not_delay_the_end_of_its_capture(fault: str) -> None
 
 def test_a_capture_restarts_a_driver_that_hangs() -> None:
     driver = isolated("hang in read")
-    capture = Capture("depth", driver, Doorbell(), depth=False, lost_after_s=lambda traits: 0.2)
+    capture = Capture("depth", driver, Doorbell(), finder=FactFinder("colour"), lost_after_s=lambda traits: 0.2)
     capture.start()
     until_s = time.monotonic() + 30.0
     while capture.received < 6 and time.monotonic() < until_s:

@@ -101,6 +101,7 @@ class IsolatedDriver:
         self._child: Child | None = None
         self._asked = False
         self._identity = ""
+        self._end: SourceEndedError | None = None
         self._interrupted = threading.Event()
         self.traits: Traits = make().traits
 
@@ -110,12 +111,14 @@ class IsolatedDriver:
         return None if self._child is None else self._child.process.pid
 
     def open(self) -> None:
-        """Start the child and open the driver in it.
+        """Start the child and open the driver in it; a source that has ended stays ended and needs none.
 
         Raises:
             SensorError: the driver's own reason, no answer within the bound, interrupted, or not the device it was.
         """
         self.close()
+        if self._end is not None:
+            return
         if self._check is not None:
             self._check()
         self._child = Child(self._make)
@@ -136,6 +139,8 @@ class IsolatedDriver:
             SourceEndedError, SensorError: as the driver; `.gone` when its process has died.
         """
         child = self._child
+        if self._end is not None:
+            raise self._end
         if child is None:
             raise SensorError(f"{self.traits.description}: read before open")
         try:
@@ -186,8 +191,12 @@ class IsolatedDriver:
 
     def _accept(self, reply: Reply) -> None:
         self.traits = reply.traits
-        if reply.failure is not None:
-            raise _raised(reply.failure)
+        if reply.failure is None:
+            return
+        error = _raised(reply.failure)
+        if isinstance(error, SourceEndedError):
+            self._end = error
+        raise error
 
     def _know(self, traits: Traits) -> None:
         """A source that names a place (`/dev/video0`, microphone 2) may be another device after it was plugged in."""
