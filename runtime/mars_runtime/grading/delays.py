@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import SensorError
-from mars_edge.faults import TIMING_FAULTS, Fault
+from mars_edge.faults import TIMING_FAULTS, Fault, IntermittentPhases
 from mars_runtime import fingerprint, health, skew
 from mars_runtime.capture import Sample
 from mars_runtime.facts import FactFinder
@@ -49,6 +49,7 @@ class Trial:
         held: share of the fault, after it was noticed, during which the sensor was masked or degraded.
         back_s: from the end of the fault until the sensor was in full use; None if not within 3 s.
         early: a fault was reported before there was one.
+        limit_s: by when the table wants it masked; None where it does not.
     """
 
     fault: str
@@ -61,6 +62,12 @@ class Trial:
     held: float
     back_s: float | None
     early: bool
+    limit_s: float | None
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it was masked by when the table wants it to be; true where it does not."""
+        return self.limit_s is None or (self.mask_delay_s is not None and self.mask_delay_s <= self.limit_s)
 
 
 class _Clock:
@@ -117,18 +124,32 @@ def learned_from(sensor: SensorName, count: int, seed: int) -> Fingerprint:
     return fingerprint.learn(given, own.modality, own.traits)
 
 
-def table_limit_s(fault: str, limits: Limits) -> float | None:
-    """By when the fault table wants a timing fault masked; None for faults of content and of moment.
+def table_limit_s(fault: str, own: Source, limits: Limits, seed: int) -> float | None:
+    """By when the fault table wants a timing fault masked; None for faults that it does not mask.
 
-    One decision later than the limit, and one sample later where only a sample can show it.
+    One decision later than the limit, and one sample later where only a sample can show it. An intermittent connection
+    is a fault of the table once it is down for as long as that.
     """
     if fault not in TIMING_FAULTS:
         return None
+    late_s = limits.period_s + TICK_S
     if fault == "unplug":
-        return limits.period_s + TICK_S
+        return late_s
     if fault == "stuck":
-        return max(limits.frozen_frames * limits.period_s, limits.frozen_s) + limits.period_s + TICK_S
-    return min(limits.stale_after_s, limits.callback_s) + limits.period_s + TICK_S
+        # Of compressed video a standing picture is only suspect.
+        return max(limits.frozen_frames * limits.period_s, limits.frozen_s) + late_s if own.traits.raw else None
+    silent_s = min(limits.stale_after_s, limits.callback_s) + late_s
+    return silent_s + (_first_long_silence_s(silent_s, seed) if fault == "intermittent" else 0.0)
+
+
+def _first_long_silence_s(longer_than_s: float, seed: int) -> float:
+    """When an intermittent connection first goes down for that long, seconds from its beginning."""
+    phases, began_s, number = IntermittentPhases(seed), 0.0, 0
+    while number * _STEP_S - began_s <= longer_than_s:
+        if phases.up(number * _STEP_S):
+            began_s = (number + 1) * _STEP_S
+        number += 1
+    return began_s
 
 
 def trials(
@@ -164,7 +185,8 @@ def _trial(fault: str, sensor: SensorName, seed: int, pool: int, found: Fingerpr
                 watch.tick(events, clock.now_s)
             events = []
     for watch, learned in zip(watches, (False, True), strict=True):
-        yield watch.trial(fault, sensor, seed, start_s, learned=learned)
+        limit_s = table_limit_s(fault, own, watch.limits, seed)
+        yield watch.trial(fault, sensor, seed, start_s, learned=learned, limit_s=limit_s)
 
 
 def _events(driver: FaultyDriver, finder: FactFinder, now_s: float) -> list[Event]:
@@ -179,14 +201,14 @@ class _Watch:
     """What health says of one sensor, tick by tick."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._state = Health(started_s=0.0)
         self._said: list[tuple[float, str, str]] = []
         self._stamped_s: float | None = None
 
     def tick(self, events: Sequence[Event], now_s: float) -> None:
         """One decision."""
-        self._state = health.step(self._state, events, now_s, self._limits)
+        self._state = health.step(self._state, events, now_s, self.limits)
         for event in events:
             self._stamped_s = getattr(event, "stamped_s", self._stamped_s)
         said = health.summary(self._state, now_s)
@@ -198,15 +220,17 @@ class _Watch:
 
     def _by_stamp(self, now_s: float) -> tuple[Any, str] | None:
         assert self._stamped_s is not None
-        if now_s - self._stamped_s > self._limits.stale_after_s:
+        if now_s - self._stamped_s > self.limits.stale_after_s:
             return "missing", "stale"
         # A sensor that is well beside it has the newest picture there can be.
         newest_s = now_s - LATENCY_S - ((now_s - LATENCY_S) % _REFERENCE_PERIOD_S)
         reference = Stamp(stamped_s=newest_s, limits=Limits(period_s=_REFERENCE_PERIOD_S))
-        own = Stamp(stamped_s=self._stamped_s, limits=self._limits)
+        own = Stamp(stamped_s=self._stamped_s, limits=self.limits)
         return ("missing", "skew") if "own" in skew.skewed({"reference": reference, "own": own}) else None
 
-    def trial(self, fault: str, sensor: SensorName, seed: int, start_s: float, *, learned: bool) -> Trial:
+    def trial(
+        self, fault: str, sensor: SensorName, seed: int, start_s: float, *, learned: bool, limit_s: float | None
+    ) -> Trial:
         """What was said of a fault that began at `start_s`."""
         end_s = start_s + FAULT_S
         # A sensor says "starting" until its first sample.
@@ -229,4 +253,5 @@ class _Watch:
             held=len(noticed) / len(since) if since else 0.0,
             back_s=None if bad and bad[-1] >= after[-1][0] else back_s,
             early=any(said[1] != "ok" for said in before),
+            limit_s=limit_s,
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mars_runtime import fingerprint, health
 from mars_runtime.facts import FactFinder
 from mars_runtime.grading.delays import LATENCY_S, learned_from
-from mars_runtime.grading.scenery import STREAMS, SensorName, Source, StreamName, samples, source
+from mars_runtime.grading.scenery import EXPECTED, STREAMS, SensorName, Source, StreamName, samples, source
 from mars_runtime.health import Health, SampleSeen
 from mars_runtime.limits import Limits, kind_of, limits_of
 from mars_runtime.sensors.driver import Frame
@@ -38,7 +38,7 @@ class Hours:
         masks: how often it was masked after its first sample.
         alarms: how often it was called degraded.
         degraded_share: share of the decisions in which it was.
-        reasons: of both.
+        reasons, mask_reasons: how often for which, of the degraded and of the masked.
     """
 
     stream: StreamName
@@ -49,6 +49,13 @@ class Hours:
     alarms: int
     degraded_share: float
     reasons: dict[str, int] = field(default_factory=dict)
+    mask_reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def false_alarms(self) -> int:
+        """How often it was called degraded for a reason that the table does not call for in this stream."""
+        expected = EXPECTED.get(self.stream, ())
+        return self.alarms - sum(count for reason, count in self.reasons.items() if reason in expected)
 
 
 def normal_streams(hours: float, *, pool: int, learn_from: int, seed: int) -> Iterator[Hours]:
@@ -102,6 +109,7 @@ def _lived(
     said: tuple[str, str | None] = ("ok", None)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    masked: Counter[str] = Counter()
     degraded = 0
     # The device's clock has its own zero; a driver brings it near the monotonic one.
     arrivals = _arrivals(own, hours, seed) + 100.0
@@ -113,7 +121,7 @@ def _lived(
         degraded += found.status == "degraded"
         if found.status != "ok" and (found.status, found.reason) != said:
             counts[found.status] += 1
-            reasons[found.reason or ""] += 1
+            (reasons if found.status == "degraded" else masked)[found.reason or ""] += 1
         said = (found.status, found.reason)
     return Hours(
         stream=stream,
@@ -124,4 +132,5 @@ def _lived(
         alarms=counts["degraded"],
         degraded_share=degraded / len(arrivals),
         reasons=dict(reasons),
+        mask_reasons=dict(masked),
     )

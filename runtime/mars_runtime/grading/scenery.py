@@ -27,6 +27,8 @@ STREAMS: dict[StreamName, tuple[SensorName, ...]] = {
     "strobe": ("ir",),
     "quiet": ("audio",),
 }
+# What the fault table itself calls for in a stream: right to be said, and never a mask.
+EXPECTED: dict[StreamName, tuple[str, ...]] = {"night": ("dark",), "wall": ("covered",), "quiet": ("audio-silent",)}
 RATE_HZ = 15.0
 AUDIO_HZ = 16000
 HOP_S = 0.1
