@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, NoSensorError
 from mars_edge.manifest import Policy
-from mars_runtime import downgrade, policy, skew
+from mars_runtime import downgrade, policy, region, skew
 from mars_runtime.capture import Doorbell, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.downgrade import Watch
@@ -25,6 +25,7 @@ from mars_runtime.engines.protocol import Engine, Inference
 from mars_runtime.feed import Feed
 from mars_runtime.health import Evidence, Summary
 from mars_runtime.policy import Outcome
+from mars_runtime.region import Box, Finder, RegionSettings, RegionState
 from mars_runtime.sensors.pace import Clock
 from mars_runtime.tick import LoopState, Plan, Readings, Tick
 from mars_runtime.track import Track
@@ -52,6 +53,7 @@ class Settings:
         allow_uncertified: decide on subsets that are not certified (`--unsafe`).
         latch_s: how long no decision is made after a sensor that liveness depends on went missing.
         health: overrides of `Limits` by sensor.
+        region: crop every picture to the face; None decides on whole pictures.
     """
 
     policy: Policy
@@ -63,6 +65,7 @@ class Settings:
     allow_uncertified: bool = False
     latch_s: float = 0.0
     health: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    region: RegionSettings | None = None
 
 
 class Pipeline:
@@ -97,6 +100,8 @@ class Pipeline:
         self._seq = 0
         self._watch = Watch()
         self._critical = downgrade.critical_sensors(manifest, settings.policy)
+        self._finder = None if settings.region is None else Finder(settings.region, manifest.modalities)
+        self._region = RegionState()
         self._engine_failures = 0
         self.skipped_ticks = 0
         self._tracks = {
@@ -120,11 +125,11 @@ class Pipeline:
     def state(self) -> LoopState:
         """All that the next decision depends on beside what it is given."""
         tracks = {name: track.state for name, track in self._tracks.items()}
-        return LoopState(seq=self._seq, tracks=tracks, watch=self._watch)
+        return LoopState(seq=self._seq, tracks=tracks, watch=self._watch, region=self._region)
 
     def restore(self, state: LoopState) -> None:
         """Go on where another pipeline stood; a sensor it did not have begins its grace period with `start`."""
-        self._seq, self._watch = state.seq, state.watch
+        self._seq, self._watch, self._region = state.seq, state.watch, state.region
         for name, track in self._tracks.items():
             if name in state.tracks:
                 track.restore(state.tracks[name])
@@ -220,10 +225,13 @@ class Pipeline:
         tracks = self._tracks.items()
         fresh = {n: s for n, t in tracks if (s := t.update(begin_s, excused_s=plan.excused_s)) is not None}
         skewed = self._skewed(fresh, begin_s)
-        tensors = self._preprocess({name: fresh[name] for name in fresh if name not in skewed}, begin_s)
+        used = {name: fresh[name] for name in fresh if name not in skewed}
+        boxes = self._boxes(used, begin_s)
+        tensors = {} if boxes is None else self._preprocess(used, boxes, begin_s)
         prepared_s = self._clock()
-        cached = self._cached(tensors, skewed, begin_s)
+        cached = {} if boxes is None else self._cached(tensors, skewed, begin_s)
         inference, failure = self._infer(tensors, cached)
+        failure = region.NO_FACE if boxes is None else failure
         if inference is not None:
             self._remember(inference, {name: fresh[name] for name in tensors})
         present = tuple(name for name in self._manifest.names if name in tensors or name in cached)
@@ -245,8 +253,20 @@ class Pipeline:
                 stamps[name] = skew.Stamp(stamped_s=stamped_s, limits=track.limits)
         return skew.skewed(stamps)
 
-    def _preprocess(self, samples: Mapping[str, Sample], now_s: float) -> dict[str, NDArray[np.float32]]:
-        tensors = {name: self._tracks[name].preprocess(sample, now_s) for name, sample in samples.items()}
+    def _boxes(self, samples: Mapping[str, Sample], now_s: float) -> Mapping[str, Box] | None:
+        """Where to crop each picture; nowhere without `Settings.region`; None when a face was asked for in vain."""
+        if self._finder is None:
+            return {}
+        pictures = {name: sample.frame.data for name, sample in samples.items()}
+        self._region, boxes = self._finder.find(self._region, pictures, now_s)
+        return boxes
+
+    def _preprocess(
+        self, samples: Mapping[str, Sample], boxes: Mapping[str, Box], now_s: float
+    ) -> dict[str, NDArray[np.float32]]:
+        tensors = {
+            name: self._tracks[name].preprocess(sample, now_s, boxes.get(name)) for name, sample in samples.items()
+        }
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _cached(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from mars_runtime.capture import Delivery
 from mars_runtime.decision import Decision
 from mars_runtime.downgrade import Watch
+from mars_runtime.region import RegionState
 from mars_runtime.sensors.driver import Traits
 from mars_runtime.track import TrackState
 
@@ -24,6 +25,7 @@ class LoopState:
     seq: int
     tracks: Mapping[str, TrackState]
     watch: Watch = field(default_factory=Watch)
+    region: RegionState = field(default_factory=RegionState)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from mars_runtime.capture import Delivery, Sample
 from mars_runtime.feed import Feed
 from mars_runtime.health import Health, SampleSeen, Summary
 from mars_runtime.limits import Limits, kind_of, limits_of
+from mars_runtime.region import Box
 from mars_runtime.sensors.driver import Traits
 
 
@@ -133,14 +134,19 @@ class Track:
         if traits != self.traits:
             self.traits, self.limits = traits, self._new_limits(traits)
 
-    def preprocess(self, sample: Sample, now_s: float) -> NDArray[np.float32] | None:
-        """The network's input, or None if the sample turned out unusable, which health then knows.
+    def preprocess(self, sample: Sample, now_s: float, box: Box | None = None) -> NDArray[np.float32] | None:
+        """The network's input, of the part inside `box` if there is one; None where less than 8 pixels of it are seen.
+
+        Also None if the sample turned out unusable, which health then knows.
 
         Raises:
             UsageError: the very first sample does not fit: the wrong device was named.
         """
+        data = sample.frame.data if box is None else box.cut(sample.frame.data)
+        if data is None:
+            return None
         try:
-            tensor = self.modality.preprocess(sample.frame.data)
+            tensor = self.modality.preprocess(data)
         except UsageError as error:
             if not self.state.accepted:
                 raise UsageError(f"sensor {self.modality.name} ({self.traits.description}): {error}") from error
