@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "record": ("mars_runtime.commands.record:main", "keep what sensors give, with or without decisions", ""),
     "replay": ("mars_runtime.commands.replay:main", "decide again on a recording; --verify proves it", ""),
     "inject": ("mars_runtime.commands.inject:main", "break sensors, or a recording, on purpose", ""),
+    "devices": ("mars_runtime.commands.devices:main", "the sensors of this machine, and whether they work", ""),
+    "health-bench": ("mars_runtime.commands.health_bench:main", "grade the fault detector on injected faults", ""),
     "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),
@@ -102,7 +104,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
+    lines = [f"  {name:<14}{text}" for name, (_, text, _) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: mars-edge COMMAND [OPTION ...]",

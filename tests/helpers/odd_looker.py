@@ -1,0 +1,16 @@
+"""What a vendor's library may do when it is asked for its devices: `python -m tests.helpers.odd_looker KIND`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+if __name__ == "__main__":
+    if sys.argv[1] == "hangs":
+        time.sleep(60.0)
+    if sys.argv[1] == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print("a library's own chatter")
+    print('{"devices": [{"kind": "odd", "source": "odd:1", "name": "Odd One"}], "note": ""}')
