@@ -11,6 +11,7 @@ import types
 import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ from mars_edge.modality import Modality
 from mars_edge.rig import Rig
 from mars_runtime import fingerprint
 from mars_runtime.fingerprint import Fingerprint
+from mars_runtime.sensors.camera import Camera, CameraSettings
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError
 from mars_runtime.sensors.faulty import FaultyDriver
+from mars_runtime.sensors.isolated import IsolatedDriver
 from mars_runtime.sensors.microphone import Microphone
 from mars_runtime.sensors.network_camera import NetworkCamera
 from mars_runtime.sensors.pace import Pacer
+from mars_runtime.sensors.pictures import StillPicture
 from mars_runtime.sensors.simulated import SimulatedSensor, World
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, load_table, make_driver, parse_flag
+from tests.helpers.recorded_run import MODALITIES as RECORDED
+from tests.helpers.recorded_run import record
+from tests.unit.test_cameras import FakeCapture
 
 RATE_HZ = 50.0
 RGB = Modality(name="rgb", kind="image", channels=3, size=(24, 32), dtype="uint8", range=(0, 255), rate_hz=RATE_HZ)
@@ -62,6 +69,41 @@ def write_wav(path: Path, seconds: float, rate_hz: int = 8000, channels: int = 1
 def source(name_and_source: str, modality: Modality) -> Case:
     driver = make_driver(parse_flag(name_and_source), modality, World(0, RATE_HZ))
     return Case(driver, modality)
+
+
+class MjpegHandler(http.server.BaseHTTPRequestHandler):
+    """Three JPEG frames as multipart/x-mixed-replace, then the connection closes."""
+
+    frames = 3
+    period_s = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        for index in range(self.frames):
+            jpeg = cv2.imencode(".jpg", cv2.resize(picture(index), (320, 240)))[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            try:
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+            except OSError:
+                return
+            time.sleep(self.period_s)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+ENDLESS: list[str] = []
+# The first frames of this wild run come without a failed read.
+QUIET_SEED = 1
+
+
+class EndlessHandler(MjpegHandler):
+    """The same for as long as anyone looks."""
+
+    frames = 10**6
+    period_s = 1.0 / RATE_HZ
 
 
 def simulated(tmp_path: Path) -> Case:
@@ -104,6 +146,26 @@ def faulty(tmp_path: Path) -> Case:
 
 def microphone(tmp_path: Path) -> Case:
     return Case(Microphone("0", VOICE), VOICE)
+
+
+def contained(tmp_path: Path) -> Case:
+    cv2.imwrite(str(tmp_path / "still.png"), picture(0))
+    return Case(IsolatedDriver(partial(StillPicture, tmp_path / "still.png", rate_hz=RATE_HZ)), RGB)
+
+
+def camera(tmp_path: Path) -> Case:
+    (tmp_path / "video0").touch()
+    return Case(Camera(tmp_path / "video0", rate_hz=RATE_HZ, settings=CameraSettings(format="Y16")), DEPTH)
+
+
+def network_camera(tmp_path: Path) -> Case:
+    return source(f"rgb={ENDLESS[0]}", RGB)
+
+
+def recorded(tmp_path: Path) -> Case:
+    record(tmp_path / "run.mcap", seed=QUIET_SEED, count=30)
+    modality = next(m for m in RECORDED if m.name == "depth")
+    return source(f"depth=replay:{tmp_path}/run.mcap#depth", modality)
 
 
 class FakeInputStream:
@@ -151,11 +213,30 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         _initialize=lambda: None,
     )
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    real = cv2.VideoCapture
+    monkeypatch.setattr(FakeCapture, "frames", 10**6)
+    monkeypatch.setattr(
+        cv2, "VideoCapture", lambda *given: (FakeCapture if given[1:] == (cv2.CAP_V4L2,) else real)(*given)
+    )
     return fake
 
 
+@pytest.fixture(scope="module", autouse=True)
+def endless_server() -> Iterator[None]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), EndlessHandler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    ENDLESS.append(f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg")
+    yield
+    ENDLESS.clear()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 FINITE = [sequence, sound_file, video_file]
-ALL = [simulated, still, array, faulty, microphone, *FINITE]
+ALL = [simulated, still, array, faulty, microphone, contained, camera, network_camera, recorded, *FINITE]
 every_driver = pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 Make = Callable[[Path], Case]
 
@@ -224,13 +305,18 @@ def test_a_later_read_leaves_earlier_frames_alone(opened: Case) -> None:
     assert np.array_equal(first, copy)
 
 
+def own_threads() -> set[str]:
+    """All but those of the test's own web server."""
+    return {thread.name for thread in threading.enumerate() if "process_request" not in thread.name}
+
+
 @every_driver
 def test_no_driver_starts_a_thread(make: Make, tmp_path: Path, portaudio: object) -> None:
-    before = threading.active_count()
+    before = own_threads()
     driver = make(tmp_path).driver
     driver.open()
     next_frame(driver)
-    assert threading.active_count() == before
+    assert own_threads() == before
     driver.close()
 
 
@@ -366,22 +452,6 @@ def test_an_absent_camera_is_gone() -> None:
         driver.open()
     assert error.value.gone
     assert str(error.value) == "/dev/video97: no such device"
-
-
-class MjpegHandler(http.server.BaseHTTPRequestHandler):
-    """Three JPEG frames as multipart/x-mixed-replace, then the connection closes."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        for index in range(3):
-            jpeg = cv2.imencode(".jpg", cv2.resize(picture(index), (320, 240)))[1].tobytes()
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-            self.wfile.write(head.encode() + jpeg + b"\r\n")
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
 
 
 @pytest.fixture
