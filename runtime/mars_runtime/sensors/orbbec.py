@@ -38,6 +38,8 @@ class Orbbec:
         self.close()
         self._library = ob = _load()
         sensor, pixel_format, _, _, _ = CHANNELS[self._channel]
+        # Otherwise its context starts a folder of log files in the working directory.
+        ob.Context.set_logger_level(ob.OBLogLevel.NONE)
         try:
             device = self._found(ob.Context().query_devices())
             pipeline = ob.Pipeline(device)
