@@ -28,6 +28,8 @@ _NOISE_ROWS, _NOISE_COLUMNS = 24, 320
 # Mean of |x| of a standard normal variable over the smaller three quarters of its values.
 _TRIMMED_MEAN = 0.51483
 _FULL_SCALE_AUDIO = 0.999
+# Less than this between the ends of the range is hot pixels, which are the same in every picture.
+_UNCLIPPED_SHARE = 0.01
 
 
 class FactFinder:
@@ -114,7 +116,13 @@ class FactFinder:
 def _repeats(before: Frame, frame: Frame, raw: bool) -> bool:
     if frame.sequence is not None and before.sequence is not None and frame.sequence <= before.sequence:
         return True
-    return raw and np.array_equal(before.data, frame.data)
+    return raw and np.array_equal(before.data, frame.data) and _could_differ(frame.data)
+
+
+def _could_differ(data: NDArray[Any]) -> bool:
+    """Whether noise could show in it: in total darkness or glare a healthy sensor gives the same clipped values too."""
+    most = np.iinfo(data.dtype).max if data.dtype.kind in "iu" else math.inf
+    return float(np.mean((data != 0) & (data != most))) >= _UNCLIPPED_SHARE
 
 
 def _thinned(data: NDArray[Any]) -> NDArray[Any]:

@@ -6,21 +6,21 @@ pictures come from a pool that is rendered once and read from another place in e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mars_edge.errors import SensorError
 from mars_edge.faults import TIMING_FAULTS, Fault, IntermittentPhases
 from mars_runtime import fingerprint, health, skew
 from mars_runtime.capture import Sample
 from mars_runtime.facts import FactFinder
 from mars_runtime.fingerprint import Fingerprint
 from mars_runtime.grading.scenery import SENSORS, SensorName, Source, samples, source
-from mars_runtime.health import Event, Health, ReadFailed
+from mars_runtime.grading.sensor import LATENCY_S, Clock, HealthySensor, StepFeed
+from mars_runtime.health import Event, Health
 from mars_runtime.limits import Limits, kind_of, limits_of
 from mars_runtime.sensors.driver import Frame
 from mars_runtime.sensors.faulty import FaultyDriver
@@ -32,8 +32,6 @@ AFTER_S = 3.0
 _STEP_S = 1.0 / 60.0
 _TICK_STEPS = 2
 TICK_S = _STEP_S * _TICK_STEPS
-# Between the exposure and the arrival of a sample.
-LATENCY_S = 0.02
 # The slowest sensor that is watched beside the one with the fault.
 _REFERENCE_PERIOD_S = 1.0 / 15.0
 
@@ -68,49 +66,6 @@ class Trial:
     def in_time(self) -> bool:
         """Whether it was masked by when the table wants it to be; true where it does not."""
         return self.limit_s is None or (self.mask_delay_s is not None and self.mask_delay_s <= self.limit_s)
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-
-class _Healthy:
-    """A driver whose frame of each moment comes from a pool."""
-
-    def __init__(self, sensor: Source, pool: Sequence[NDArray[Any]], first: int, phase_s: float, clock: _Clock) -> None:
-        self.traits = sensor.traits
-        self._sensor = sensor
-        self._pool = pool
-        self._first = first
-        self._phase_s = phase_s
-        self._clock = clock
-        self._given = -1
-
-    def open(self) -> None:
-        """Nothing to open."""
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """The next frame once it has arrived."""
-        number = int((self._clock.now_s - self._phase_s - LATENCY_S) * self.traits.rate_hz + 1e-6)
-        if number <= self._given or self._clock.now_s < self._phase_s + LATENCY_S:
-            return None
-        self._given = number
-        captured_s = self._phase_s + number / self.traits.rate_hz
-        return Frame(
-            data=self._pool[_there_and_back(self._first + number, len(self._pool))],
-            sequence=number if self._sensor.numbered else None,
-            captured_s=captured_s if self._sensor.stamped else None,
-        )
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-def _there_and_back(number: int, count: int) -> int:
-    """0, 1 ... count - 1, count - 2 ... 1, 0, 1 ...: never the same twice in a row, and motion stays continuous."""
-    at = number % (2 * count - 2)
-    return at if at < count else 2 * count - 2 - at
 
 
 def learned_from(sensor: SensorName, count: int, seed: int) -> Fingerprint:
@@ -168,33 +123,23 @@ def _trial(fault: str, sensor: SensorName, seed: int, pool: int, found: Fingerpr
     usual = limits_of(kind_of(own.modality), own.traits)
     rng = np.random.default_rng([SENSORS.index(sensor), seed])
     start_s = BEFORE_S + float(rng.uniform(0.0, own.traits.period_s))
-    clock = _Clock()
-    driver = _Healthy(
-        own, samples("moving", sensor, pool, 1), int(rng.integers(pool)), float(rng.uniform(0.0, 0.06)), clock
-    )
+    clock = Clock()
+    first, phase_s = int(rng.integers(pool)), float(rng.uniform(0.0, 0.06))
+    driver = HealthySensor(own, samples("moving", sensor, pool, 1), clock, first=first, phase_s=phase_s)
     injected = Fault(sensor=sensor, kind=fault, start_s=start_s, length_s=FAULT_S)
-    faulty = FaultyDriver(driver, [injected], stream_s=lambda: clock.now_s, seed=seed)
+    faulty = FaultyDriver(driver, [injected], stream_s=clock, seed=seed)
     watches = [_Watch(limits) for limits in (usual, fingerprint.apply(usual, found))]
-    finder = FactFinder.of(own.modality)
-    events: list[Event] = []
+    feed = StepFeed(faulty, FactFinder.of(own.modality), clock)
     for number in range(1, round((start_s + FAULT_S + AFTER_S) / _STEP_S)):
         clock.now_s = number * _STEP_S
-        events += _events(faulty, finder, clock.now_s)
+        feed.step()
         if number % _TICK_STEPS == 0:
+            events = feed.take().events
             for watch in watches:
                 watch.tick(events, clock.now_s)
-            events = []
     for watch, learned in zip(watches, (False, True), strict=True):
         limit_s = table_limit_s(fault, own, watch.limits, seed)
         yield watch.trial(fault, sensor, seed, start_s, learned=learned, limit_s=limit_s)
-
-
-def _events(driver: FaultyDriver, finder: FactFinder, now_s: float) -> list[Event]:
-    try:
-        frame = driver.read(0.0)
-    except SensorError as error:
-        return [ReadFailed(at_s=now_s, gone=error.gone)]
-    return [] if frame is None else [finder.facts(frame, driver.traits, now_s)]
 
 
 class _Watch:
@@ -255,3 +200,61 @@ class _Watch:
             early=any(said[1] != "ok" for said in before),
             limit_s=limit_s,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """All trials of one fault on one sensor, judged by one set of limits.
+
+    Attributes:
+        found: trials in which it was noticed.
+        masked: trials in which the sensor was masked.
+        p50_s, p95_s: delay until it was noticed, over the trials in which it was; None where there is none.
+        limit_s: by when the fault table wants it masked, at the latest; None where the table does not want that.
+        within: trials masked by the limit of each.
+        reason: what it was taken for most often; "" where it was never noticed.
+        held: mean share of the fault's time, once noticed, in which the sensor was masked or degraded.
+        back_p50_s: time until full use after the end of the fault; None where it was not back within 3 s.
+        early: trials in which something was reported before the fault.
+    """
+
+    fault: str
+    sensor: SensorName
+    learned: bool
+    trials: int
+    found: int
+    masked: int
+    p50_s: float | None
+    p95_s: float | None
+    limit_s: float | None
+    within: int
+    reason: str
+    held: float
+    back_p50_s: float | None
+    early: int
+
+
+def grade(given: Sequence[Trial]) -> Grade:
+    """The grade of trials of one fault on one sensor."""
+    first = given[0]
+    limits_s = [trial.limit_s for trial in given if trial.limit_s is not None]
+    delays_s = [trial.delay_s for trial in given if trial.delay_s is not None]
+    backs_s = [trial.back_s for trial in given if trial.back_s is not None]
+    masks_s = [trial.mask_delay_s for trial in given if trial.mask_delay_s is not None]
+    reasons = Counter(trial.reason for trial in given if trial.reason)
+    return Grade(
+        fault=first.fault,
+        sensor=first.sensor,
+        learned=first.learned,
+        trials=len(given),
+        found=len(delays_s),
+        masked=len(masks_s),
+        p50_s=float(np.quantile(delays_s, 0.5)) if delays_s else None,
+        p95_s=float(np.quantile(delays_s, 0.95)) if delays_s else None,
+        limit_s=max(limits_s, default=None),
+        within=sum(trial.in_time for trial in given) if limits_s else 0,
+        reason=reasons.most_common(1)[0][0] if reasons else "",
+        held=float(np.mean([trial.held for trial in given if trial.reason] or [0.0])),
+        back_p50_s=float(np.quantile(backs_s, 0.5)) if len(backs_s) > len(given) / 2 else None,
+        early=sum(trial.early for trial in given),
+    )

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from mars_runtime import fingerprint, health
 from mars_runtime.facts import FactFinder
-from mars_runtime.grading.delays import LATENCY_S, learned_from
+from mars_runtime.grading.delays import learned_from
 from mars_runtime.grading.scenery import EXPECTED, STREAMS, SensorName, Source, StreamName, samples, source
+from mars_runtime.grading.sensor import LATENCY_S
 from mars_runtime.health import Health, SampleSeen
 from mars_runtime.limits import Limits, kind_of, limits_of
 from mars_runtime.sensors.driver import Frame
