@@ -33,6 +33,7 @@ from mars_runtime.recording.reader import RecordedTick, open_recording
 from mars_runtime.recording.recorder import Recorder
 from mars_runtime.recording.session import Session
 from mars_runtime.recording.writer import PARTIAL, RecordingWriter
+from mars_runtime.region import RegionSettings
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 from tests.fake_engine import FakeEngine, manifest
 from tests.helpers.recorded_run import MODALITIES, NAMES, RATE_HZ, WildRun, record
@@ -46,6 +47,15 @@ def test_decisions_of_wild_sensors_are_made_again_bit_for_bit(tmp_path: Path, se
     assert [each.difference for each in again] == [None] * 150
     assert [replace(each.decision, latency_ms={}) for each in again] == [replace(d, latency_ms={}) for d in made]
     assert len({decision.subset for decision in made}) > 3
+
+
+def test_a_region_of_interest_is_found_again_where_it_was(tmp_path: Path) -> None:
+    settings = {"region": RegionSettings(every_s=0.1, to_reference={"depth": ((1, 0, 0.5), (0, 1, 0), (0, 0, 1))})}
+    run, _ = record(tmp_path / "run.mcap", 14, 60, **settings)
+    recording = open_recording(tmp_path / "run.mcap")
+    assert recording.session.settings == run.settings
+    again = list(replay(FakeEngine(run.engine.manifest), recording, settings_of(recording, run.engine)))
+    assert [each.difference for each in again] == [None] * 60
 
 
 def test_a_decision_that_was_recorded_otherwise_is_found_with_its_field(tmp_path: Path) -> None:
@@ -128,6 +138,18 @@ def test_a_full_disk_never_stops_a_decision_and_is_told_in_the_end(
         recorder.close()
     assert not (tmp_path / "run.mcap").exists()
     assert (tmp_path / f"run.mcap{PARTIAL}").exists()
+
+
+def test_a_bug_in_the_writing_thread_reaches_whoever_closes_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RecordingWriter, "tick", lambda *_, **__: 1 // 0)
+    run = WildRun(5)
+    recorder = Recorder(tmp_path / "run.mcap", run.session())
+    run.witnesses.append(recorder.tick)
+    run.decisions(3)
+    with pytest.raises(ZeroDivisionError):
+        recorder.close()
 
 
 def test_a_recording_has_its_name_only_when_it_is_complete_and_replaces_nothing(tmp_path: Path) -> None:

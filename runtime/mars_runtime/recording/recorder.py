@@ -52,7 +52,7 @@ class Recorder:
         self._jobs: deque[tuple[int, _Job]] = deque()
         self._queued_bytes = 0
         self._closing = False
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._needs_state = True
         self._written = 0
         self._dropped = 0
@@ -63,7 +63,9 @@ class Recorder:
     @property
     def failure(self) -> str | None:
         """Why it stopped writing, None while it writes."""
-        return None if self._failure is None else str(self._failure.strerror or self._failure)
+        if isinstance(self._failure, OSError) and self._failure.strerror:
+            return self._failure.strerror
+        return None if self._failure is None else str(self._failure)
 
     def tick(self, tick: Tick) -> None:
         """Keep one decision and its causes; dropped and counted when the disk is too slow."""
@@ -123,6 +125,9 @@ class Recorder:
 
     def _result(self) -> Kept:
         path = self._writer.path
+        if self._failure is not None and not isinstance(self._failure, OSError):
+            # A bug of ours, with its own traceback.
+            raise self._failure
         if self._failure is not None:
             raise MarsEdgeError(
                 f"{path}: {self.failure}; recorded up to decision {self._written}, {self._dropped} lost"
@@ -143,7 +148,7 @@ class Recorder:
                 job(self._writer)
                 self._written += 1
             self._writer.close()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - handed to whoever closes the recording
             self._failure = error
             self._writer.abandon()
             with self._news:
