@@ -72,12 +72,14 @@ def test_the_rows_that_may_mask_by_policy_are_those_a_manifest_may_name() -> Non
         ("depth-invalid", 1.0, 1.0),
         ("covered", 2.0, 2.0),
         ("noise", 1.0, 1.0),
-        ("frozen?", 2.0, 2 * PERIOD_S),
+        ("frozen?", 2.0, None),
         ("audio-silent", 2.0, 2.0),
         ("audio-clipped", 1.0, 1.0),
     ],
 )
-def test_a_row_is_entered_and_left_after_its_dwell_and_no_sooner(reason: str, enter_s: float, leave_s: float) -> None:
+def test_a_row_is_entered_and_left_after_its_dwell_and_no_sooner(
+    reason: str, enter_s: float, leave_s: float | None
+) -> None:
     row, life = BY_REASON[reason], Life()
     life.feel(1.0)
     entered = life.feel(5.0, **{row.fact: bad(row, LIMITS)})
@@ -87,7 +89,11 @@ def test_a_row_is_entered_and_left_after_its_dwell_and_no_sooner(reason: str, en
     assert entered[-1].status == "degraded"
     assert life.state.present
     left = life.feel(5.0, **{row.fact: fine(row, LIMITS)})
-    assert first(left, None) == pytest.approx(leave_s + PERIOD_S, abs=PERIOD_S + 1e-6)
+    if leave_s is None:
+        # Three pictures that differ.
+        assert [each.reason for each in left[:3]] == [reason, reason, None]
+    else:
+        assert first(left, None) == pytest.approx(leave_s + PERIOD_S, abs=PERIOD_S + 1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.reason)
@@ -111,8 +117,10 @@ def test_a_fault_does_not_hold_across_a_gap_without_samples(row: Row) -> None:
     life.feel(1.0)
     life.feel(0.6, **{row.fact: bad(row, LIMITS)})
     life.now_s += 5.0
-    said = life.feel(0.6, **{row.fact: bad(row, LIMITS)})
-    assert row.reason not in {each.reason for each in said}
+    life.feel(0.6, **{row.fact: bad(row, LIMITS)})
+    # Not what is said: a sensor that recovers names that first.
+    assert life.state.content is not None
+    assert not life.state.content[row.reason].active
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.reason)
@@ -166,11 +174,8 @@ def test_a_microphone_without_a_callback_is_dead_at_half_a_second() -> None:
         now_s = life.now_s + hundredths / 100
         life.state = step(life.state, [], now_s, life.limits)
         reasons.append(summary(life.state, now_s).reason)
-    assert (reasons.index("stale"), reasons.index("audio-dead"), reasons.index("lost")) == (
-        pytest.approx(31, abs=1),
-        pytest.approx(51, abs=1),
-        pytest.approx(101, abs=1),
-    )
+    for reason, hundredths in (("stale", 31), ("audio-dead", 51), ("lost", 101)):
+        assert reasons.index(reason) == pytest.approx(hundredths, abs=1)
 
 
 def infrared() -> Limits:
