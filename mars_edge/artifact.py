@@ -111,11 +111,13 @@ def verify(path: Path) -> Sealed:
     """The file's content, proven whole.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it is a folder.
         ModelFileError: it cannot be read, is no artifact, or a byte of it differs from what was written.
     """
     if not path.exists():
         raise UsageError(f"no model file {path}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a model file")
     try:
         data = path.read_bytes()
     except OSError as error:

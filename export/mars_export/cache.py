@@ -1,8 +1,11 @@
-"""The converted pieces of a run, kept in RUN/qat so that every artifact of it has the same scales.
+"""The converted pieces of a run, kept in RUN/qat/KEY so that every artifact of it has the same scales.
 
-RUN/qat/<method>.pt2   one exported program per piece, any batch
-RUN/qat/made.json      how: the candidates, which was chosen, what was done differently
-RUN/qat/key.json       what they were made from; written last
+<method>.pt2   one exported program per piece, any batch
+made.json      how: the candidates, which was chosen, what was done differently
+key.json       what they were made from; written last
+
+KEY is a digest of what they were made from: other options get a folder of their own and replace nothing. What is
+damaged counts as not there.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import copy
 import hashlib
 import importlib
 import json
+import pickle
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,18 +24,43 @@ from typing import Any
 import torch
 
 from mars_export.hush import hushed
+from mars_export.parity import sample_ids
 from mars_export.pieces import Piece, example_inputs, one_dequantizer_each, pieces_of, replace_piece, trace
 from mars_training.checkpoint import write_atomically, write_json
+from mars_training.data.split import Split
 from mars_training.model.mars import DeployedMars
+
+_ROWS = 64
+# What reading a cut or changed file raises, in json, zipfile and torch.
+_DAMAGED = (ValueError, zipfile.BadZipFile, RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError)
 
 
 def key(
-    run: Path, settings: Mapping[str, Any], seed: int, *, experts: Mapping[str, Any] | None = None
+    run: Path, settings: Mapping[str, Any], seed: int, *, data: Split, experts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Equal keys give equal pieces: the weights, `quantize.settings`, the seed, pruning, and torch's version."""
+    """Equal keys give equal pieces: weights, `quantize.settings`, seed, training data, pruning, torch's version."""
     weights = hashlib.sha256((run / "selected.safetensors").read_bytes()).hexdigest()
     versions = {"torch": torch.__version__, "torchao": metadata.version("torchao")}
-    return {"weights": weights, "settings": dict(settings), "seed": seed, "experts": experts, **versions}
+    return {
+        "weights": weights,
+        "settings": dict(settings),
+        "seed": seed,
+        "data": _data(data),
+        "experts": experts,
+        **versions,
+    }
+
+
+def _data(split: Split) -> dict[str, Any]:
+    """The number of rows, and a digest of some of them."""
+    some = split.take(torch.linspace(0, len(split) - 1, min(len(split), _ROWS)).long())
+    return {"rows": len(split), "some": hashlib.sha256("".join(sample_ids(some)).encode()).hexdigest()}
+
+
+def folder_of(run: Path, wanted: Mapping[str, Any]) -> Path:
+    """Where the pieces of a key lie."""
+    text = json.dumps(dict(wanted), sort_keys=True)
+    return run / "qat" / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def save(
@@ -41,6 +71,7 @@ def save(
     said: Mapping[str, Any],
 ) -> None:
     """Writes every converted piece of the model, and what is to be `said` of their making, in JSON types."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "key.json").unlink(missing_ok=True)
     examples = example_inputs(converted, shapes, batch=2)
     for method, piece in pieces_of(converted).items():
@@ -63,8 +94,17 @@ def _write_program(path: Path, program: torch.export.ExportedProgram) -> None:
 def load(folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars) -> tuple[DeployedMars, dict[str, Any]] | None:
     """`deployed` with the stored pieces in place of its own, and what was said of them.
 
-    None when they are of another key or incomplete.
+    None when they are of another key, incomplete or damaged.
     """
+    try:
+        return _load(folder, wanted, deployed)
+    except _DAMAGED:
+        return None
+
+
+def _load(
+    folder: Path, wanted: Mapping[str, Any], deployed: DeployedMars
+) -> tuple[DeployedMars, dict[str, Any]] | None:
     # torch.export.load knows the quantization operators only once they are registered, by this import.
     importlib.import_module("torch.ao.quantization.fx._decomposed")
     stored = folder / "key.json"

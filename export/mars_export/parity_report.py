@@ -296,7 +296,7 @@ def _unknown(manifest: Manifest, report: Mapping[str, Any]) -> Section:
 def _gaps(manifest: Manifest, report: Mapping[str, Any]) -> Iterator[str]:
     processor = _table(report, "machine").get("processor", "the exporting machine")
     yield f"Nothing was run on another processor than {processor}, nor in another engine than {report.get('engine')}."
-    yield "No time was measured: mars-edge profile measures it on the device."
+    yield "No time was measured."
     for label in report.get("unmeasured") or ():
         yield f"No sample has the subset {label}: nothing is known of it."
     idle = [i for i, times in enumerate(report.get("experts_chosen") or ()) if times == 0]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mars_edge.errors import UsageError
+from mars_edge.errors import ParityError, UsageError
 from mars_export.biases import round_biases
 from mars_export.distill import distilling, frozen_copy
 from mars_export.fake_quantize import LinearRouter as LinearRouter
@@ -54,13 +54,15 @@ class Quantized:
 
     Attributes:
         epoch: the epoch of quantization-aware training whose weights these are; 0 for post-training quantization.
-        errors: mean validation error of what was chosen among, by epoch from 0; empty if there was no choice.
+        errors: mean validation error of what was chosen among, by epoch from 0.
+        float_error: that of the float model.
         notes: what had to be done differently, a line each.
     """
 
     deployed: DeployedMars
     epoch: int
     errors: tuple[float, ...]
+    float_error: float
     notes: tuple[str, ...]
 
 
@@ -162,12 +164,14 @@ def quantized(
     first. Equal arguments give equal pieces.
 
     Args:
-        ptq: post-training quantization only: ranges are observed, nothing is trained or scored.
+        ptq: post-training quantization only: ranges are observed, nothing is trained.
         float_layers: stay float32, beside those of the recipe ("METHOD/MODULE.PATH").
 
     Raises:
         UsageError: a layer is unknown, a batch norm cannot be folded, or training diverged.
+        ParityError: int8 costs more of the validation error than the recipe allows.
     """
+    float_error = _error(model, data, recipe)
     notes = make_traceable(model.deployed)
     trains = not ptq and recipe.export.qat_epochs > 0
     teacher = frozen_copy(model) if trains and recipe.export.qat_distill else None
@@ -175,13 +179,25 @@ def quantized(
     notes += prepare(model.deployed, shapes, float_layers=(*recipe.export.float_layers, *float_layers))
     torch.manual_seed(seed)
     observe(model.deployed, data.train, recipe)
-    best = _Best(model, _error(model, data, recipe)) if trains else None
-    if best is not None:
+    best = _Best(model, _error(model, data, recipe))
+    if trains:
         _train(model, teacher, data, recipe, seed, best, report)
         model.load_state_dict(best.state)
     freeze_observers(model.deployed)
-    chosen, errors = (best.epoch, tuple(best.errors)) if best is not None else (0, ())
-    return Quantized(deployed=convert(model.deployed), epoch=chosen, errors=errors, notes=notes)
+    converted = convert(model.deployed)
+    _require_kept(float_error, _deployed_error(converted, data, recipe), recipe.export.most_lost)
+    return Quantized(
+        deployed=converted, epoch=best.epoch, errors=tuple(best.errors), float_error=float_error, notes=notes
+    )
+
+
+def _require_kept(float_error: float, error: float, most: float) -> None:
+    """Passes when int8 is at most `most` worse; parity cannot see it, which compares int8 with itself."""
+    if not error - float_error <= most:
+        raise ParityError(
+            f"int8 costs {100.0 * (error - float_error):.2f} points of validation error ({100.0 * float_error:.2f} % "
+            f"in float, {100.0 * error:.2f} % in int8), export.most_lost allows {100.0 * most:g}; see --sensitivity"
+        )
 
 
 class _Best:
@@ -204,8 +220,12 @@ class _Best:
 
 
 def _error(model: TrainingMars, data: Data, recipe: Recipe) -> float:
+    return _deployed_error(model.deployed, data, recipe)
+
+
+def _deployed_error(deployed: DeployedMars, data: Data, recipe: Recipe) -> float:
     always = recipe.data.always_present
-    return mean_error(score_subsets(model.deployed, data.validation, data.source, always_present=always))
+    return mean_error(score_subsets(deployed, data.validation, data.source, always_present=always))
 
 
 def _train(

@@ -139,13 +139,14 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
         verify(tmp_path / "nope.pte")
 
 
-def test_a_folder_is_a_model_file_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"cannot be read: Is a directory$"):
-        verify(tmp_path)
-
-
 def test_an_unsealed_program_is_told_apart_from_garbage() -> None:
     with pytest.raises(ModelFileError, match="without the mars-edge trailer"):
         verify_bytes(PROGRAM, "m")
     with pytest.raises(ModelFileError, match=r"^m is not a mars-edge model: 3 bytes"):
         verify_bytes(b"abc", "m")
+
+
+def test_a_folder_is_a_wrong_request_and_no_damaged_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        verify(tmp_path)
+    assert str(caught.value) == f"{tmp_path} is a folder; name a model file"

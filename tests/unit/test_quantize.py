@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mars_edge.errors import ParityError
 from mars_export import cache, pieces, quantize
 from mars_export.biases import round_biases
 from mars_export.hush import hushed
@@ -134,3 +135,34 @@ def test_stored_pieces_answer_as_before_and_only_for_their_key(
         torch.testing.assert_close(loaded(inputs, EVERYTHING[:5]), converted(inputs, EVERYTHING[:5]), rtol=0, atol=1e-6)
     (folder / "head.pt2").unlink()
     assert cache.load(folder, {"weights": "a"}, model().deployed) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("key.json", b"{"), ("head.pt2", b"PK\x03\x04cut off"), ("made.json", b"")]
+)
+def test_damaged_pieces_count_as_not_there(
+    converted: DeployedMars, tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("run") / "qat"
+    cache.save(folder, {"weights": "a"}, converted, SHAPES, {})
+    (folder / name).write_bytes(content)
+    assert cache.load(folder, {"weights": "a"}, model().deployed) is None
+
+
+def test_other_settings_or_data_have_pieces_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = tmp_path_factory.mktemp("run")
+    (run / "selected.safetensors").write_bytes(b"weights")
+    keys = [cache.key(run, {"epochs": n}, 0, data=split(rows, seed)) for n, rows, seed in
+            ((1, 8, 1), (1, 8, 1), (2, 8, 1), (1, 9, 1), (1, 8, 2))]  # fmt: skip
+    folders = [cache.folder_of(run, key).name for key in keys]
+    assert folders[0] == folders[1] and len(set(folders)) == 4
+
+
+def test_int8_that_costs_more_than_allowed_is_refused_with_both_errors() -> None:
+    quantize._require_kept(0.10, 0.12, 0.02)
+    for error, shown in ((0.15, "15.00"), (float("nan"), "nan")):
+        with pytest.raises(ParityError) as caught:
+            quantize._require_kept(0.10, error, 0.02)
+        assert f"(10.00 % in float, {shown} % in int8), export.most_lost allows 2; see --sensitivity" in str(
+            caught.value
+        )

@@ -340,6 +340,8 @@ class ExportRecipe:
     qat_distill: Share = 0.5
     """Share of the quantization-aware loss that is the distance from the float model's class probabilities, at
     `loss.distill_temperature`; the rest is the recipe's own loss."""
+    most_lost: Share = 0.02
+    """Int8 may cost so much of the mean validation error; what costs more is not written."""
     float_layers: tuple[str, ...] = ()
     """Layers that stay float32 in int8 artifacts: METHOD/MODULE.PATH, as in "encode_rgb/stack.0.0", or METHOD."""
     threshold: Threshold = "equal_error"

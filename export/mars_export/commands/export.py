@@ -21,7 +21,7 @@ from mars_edge.options import OneLineParser, positive
 from mars_export import bundle, cache, explain, parity_report, prune, quantize, sensitivity
 from mars_export.hush import hushed
 from mars_export.lowering import Payload
-from mars_export.parity import Pieces
+from mars_export.parity import Pieces, require_finite_weights
 from mars_export.pieces import float_pieces
 from mars_export.targets import Precision, Target, default_target, known_targets, load_target
 from mars_training.checkpoint import RunInfo, load_metrics, load_model
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--unverified", action="store_true", help="write for a target that cannot run here, without proof")
     add("--data", type=Path, metavar="DIR", help="the folder of the data set (the rig needs none)")
     add("--parity-samples", type=int, default=500, metavar="N", help="default: 500")
-    add("--seed", type=int, help="of quantization-aware training (default: the run's)")
+    add("--seed", type=positive(int, zero=True), help="of quantization-aware training (default: the run's)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="no progress on stderr")
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write every output, or raise before the first one that is not proven; prints one line per file."""
+    """Write the outputs in turn and print a line for each; one that is not proven ends it, and those before it stay."""
     options = _parser().parse_args(argv)
     with hushed():
         return _export(options)
@@ -92,6 +92,7 @@ def _export(options: argparse.Namespace) -> int:
     note = _quiet if options.quiet else _progress(time.monotonic())
     torch.set_num_threads(options.threads)
     trained = _trained(options)
+    require_finite_weights(trained.model.deployed)
     data = load_data(trained.info.recipe, folder=options.data)
     if options.sensitivity:
         return _sensitivity(options, trained, data)
@@ -104,7 +105,7 @@ def _export(options: argparse.Namespace) -> int:
     made: dict[str, bundle.Model] = {}
     written = []
     for path, target in targets.items():
-        precision = options.precision or target.precision
+        precision = _precision(options, target)
         if precision not in made:
             made[precision] = _ready(options, trained, data, precision, note)
         written.append(_write(options, path, target, made[precision], splits, note))
@@ -134,7 +135,21 @@ def _targets(options: argparse.Namespace) -> dict[Path, Target]:
         raise UsageError(f"target {unused[0]} has no output; add -o FILE{_suffix_of(named, unused[0])}")
     for path, target in found.items():
         _check(options, path, target)
+    if not any(_precision(options, target) == "int8" for target in found.values()) and not options.sensitivity:
+        _refuse_quantization(options)
     return found
+
+
+def _precision(options: argparse.Namespace, target: Target) -> Precision:
+    precision: Precision = options.precision or target.precision
+    return precision
+
+
+def _refuse_quantization(options: argparse.Namespace) -> None:
+    given = {"--ptq": options.ptq, "--qat-epochs": options.qat_epochs is not None, "--float-layer": options.float_layer}
+    meant = [name for name, value in given.items() if value]
+    if meant:
+        raise UsageError(f"{meant[0]} is about int8, and no output is int8")
 
 
 def _suffix_of(named: Mapping[str, Target], name: str) -> str:
@@ -142,10 +157,15 @@ def _suffix_of(named: Mapping[str, Target], name: str) -> str:
 
 
 def _check(options: argparse.Namespace, path: Path, target: Target) -> None:
-    target.require_precision(options.precision or target.precision)
+    target.require_precision(_precision(options, target))
     if not path.parent.is_dir():
         raise UsageError(f"no folder {path.parent} to write {path.name} into")
+    for file in (path, *(_report_path(path, kind) for kind in options.report)):
+        if file.is_dir():
+            raise UsageError(f"{file} is a folder; name a file")
     target.require_proof(unverified=options.unverified)
+    if options.unverified and (options.report or options.explain):
+        raise UsageError("--report and --explain show the proof, which --unverified leaves out")
 
 
 def _quiet(text: str) -> None:
@@ -217,10 +237,11 @@ def _converted(
     settings = quantize.settings(recipe, ptq=options.ptq)
     price = trained.price
     experts = None if price is None else {"how": price["how"], "kept": price["after"]["experts"]}
-    wanted = cache.key(options.run, settings, seed, experts=experts)
-    found = cache.load(options.run / "qat", wanted, trained.model.deployed)
+    wanted = cache.key(options.run, settings, seed, data=data.train, experts=experts)
+    folder = cache.folder_of(options.run, wanted)
+    found = cache.load(folder, wanted, trained.model.deployed)
     if found is not None:
-        note(f"int8 pieces of {options.run / 'qat'}")
+        note(f"int8 pieces of {folder}")
         return found
     note(f"quantization, {settings['epochs']} epochs of training at most")
 
@@ -239,10 +260,11 @@ def _converted(
         "seed": seed,
         "chosen_epoch": made.epoch,
         "validation_errors": list(made.errors),
+        "float_validation_error": made.float_error,
         "notes": list(made.notes),
     }
     shapes = {m.name: m.shape for m in data.source.modalities}
-    cache.save(options.run / "qat", wanted, made.deployed, shapes, said)
+    cache.save(folder, wanted, made.deployed, shapes, said)
     return made.deployed, said
 
 
@@ -263,10 +285,14 @@ def _write(
 
     written = bundle.write(path, model, splits, target=target, explain=show if options.explain else None, note=note)
     for kind in dict.fromkeys(options.report):
-        report = path.with_name(f"{path.name}.{kind}")
+        report = _report_path(path, kind)
         parity_report.write(report, written.manifest)
         note(f"{report}: report")
     return written
+
+
+def _report_path(path: Path, kind: str) -> Path:
+    return path.with_name(f"{path.name}.{kind}")
 
 
 def _line(written: bundle.Written) -> str:
