@@ -68,6 +68,20 @@ class Doorbell:
         return rang
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What one capture thread counted since its start.
+
+    Attributes:
+        dropped: samples replaced by a newer one before they were taken.
+        reconnects: times the device was opened again.
+    """
+
+    received: int
+    dropped: int
+    reconnects: int
+
+
 class Mailbox:
     """Holds at most one sample; a newer one replaces it, and the replaced one is counted.
 
@@ -277,6 +291,12 @@ class Capture:
     def received(self) -> int:
         """Samples that have arrived so far."""
         return self.mailbox.received
+
+    @property
+    def counts(self) -> Counts:
+        """Samples and reconnects so far; any thread may ask."""
+        reconnects = max(0, self._connection.opened - 1)
+        return Counts(received=self.mailbox.received, dropped=self.mailbox.dropped, reconnects=reconnects)
 
     @property
     def waiting(self) -> bool:

@@ -10,7 +10,7 @@ from types import TracebackType
 from mars_edge.errors import UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import Manifest
-from mars_runtime.capture import Sample
+from mars_runtime.capture import Counts, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.engines.protocol import Engine
 from mars_runtime.pipeline import Pipeline, Settings
@@ -124,6 +124,10 @@ class Stream:
         """
         self._sensors.need(name)
         return self._pipeline.latest(name)
+
+    def counts(self) -> dict[str, Counts]:
+        """By sensor, what its capture thread counted; any thread may ask."""
+        return {name: capture.counts for name, capture in self._sensors.captures.items()}
 
     def inject(self, fault: Fault) -> None:
         """Break a sensor from `fault.start_s` seconds after now, beside the faults there are; any thread may ask.

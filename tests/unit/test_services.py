@@ -19,7 +19,7 @@ import pytest
 from mars_edge.errors import UsageError
 from mars_edge.faults import Fault
 from mars_edge.modality import Modality
-from mars_runtime.capture import Sample
+from mars_runtime.capture import Counts, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.health import Summary
 from mars_runtime.policy import Outcome
@@ -33,7 +33,7 @@ from tests.fake_engine import manifest
 JSON = {"Content-Type": "application/json"}
 
 
-def decision(seq: int, *, verdict: Any = "accept", missing: str | None = None) -> Decision:
+def decision(seq: int, *, verdict: Any = "accept", missing: str | None = None, late_ms: float = 0.0) -> Decision:
     names = manifest().names
     modalities = {
         name: Summary(
@@ -50,6 +50,7 @@ def decision(seq: int, *, verdict: Any = "accept", missing: str | None = None) -
         experts=((1, 0.7), (0, 0.3)),
         latency_ms={"preprocess": 0.5, "total": 2.0},
         age_ms=20.0,
+        late_ms=late_ms,
     )
 
 
@@ -61,7 +62,7 @@ class Rig:
 
     def latest(self, name: str) -> Sample | None:
         if name != manifest().names[0]:
-            raise KeyError(name)
+            raise UsageError(f"no sensor {name!r} in this stream")
         return Sample(frame=Frame(data=np.full((8, 8, 3), 40, np.uint8)), at_s=0.0)
 
     def inject(self, fault: Fault) -> None:
@@ -87,7 +88,9 @@ def rig() -> Rig:
 
 @pytest.fixture
 def site(rig: Rig) -> Iterator[Site]:
-    made = Site(access.address_of("0"), rig.subject(), metrics=Metrics(manifest()))
+    counts = {manifest().names[0]: Counts(received=9, dropped=2, reconnects=1)}
+    metrics = Metrics(manifest(), counts=lambda: counts, undelivered=lambda: 5)
+    made = Site(access.address_of("0"), rig.subject(), metrics=metrics)
     yield made
     made.close()
 
@@ -164,7 +167,26 @@ def test_health_is_bad_before_the_first_decision_and_when_they_stop_coming(rig: 
         assert health() == (200, None)
         now[0] += 2.5
         assert health() == (503, "no decision for 2.5 s")
+        for seq in range(30):
+            site.write(decision(seq, late_ms=5.0))
+            now[0] += 0.1
+        assert health() == (503, "every decision of the last 5.5 s was late")
+        site.write(decision(30))
+        assert health() == (200, None)
         assert ask(site, "/metrics")[0] == 501
+    finally:
+        site.close()
+
+
+def test_a_stream_that_is_asked_to_decide_rarely_is_well_between_its_decisions(rig: Rig) -> None:
+    now = [0.0]
+    site = Site(access.address_of("0"), rig.subject(), stalled_s=30.0, clock=lambda: now[0])
+    try:
+        site.write(decision(0))
+        now[0] = 29.0
+        assert ask(site, "/healthz")[0] == 200
+        now[0] = 31.0
+        assert ask(site, "/healthz")[0] == 503
     finally:
         site.close()
 
@@ -183,6 +205,13 @@ def test_metrics_count_decisions_by_verdict_and_subset_and_sensors_by_state(site
     assert f'mars_edge_sensor_state{{sensor="{other}",state="missing"}} 1.0' in lines
     assert f'mars_edge_sensor_state{{sensor="{other}",state="ok"}} 0.0' in lines
     assert 'mars_edge_latency_seconds_sum{stage="total"} 0.006' in lines
+    assert f'mars_edge_sensor_decisions_total{{sensor="{other}",state="missing"}} 2.0' in lines
+    assert f'mars_edge_sensor_age_seconds_count{{sensor="{whole.split("+")[0]}"}} 3.0' in lines
+    name = manifest().names[0]
+    assert f'mars_edge_samples_total{{sensor="{name}"}} 9.0' in lines
+    assert f'mars_edge_dropped_samples_total{{sensor="{name}"}} 2.0' in lines
+    assert f'mars_edge_reconnects_total{{sensor="{name}"}} 1.0' in lines
+    assert "mars_edge_mqtt_dropped_messages_total 5.0" in lines
 
 
 # Who may ask.
@@ -373,9 +402,24 @@ def test_a_loud_sound_fills_more_of_its_picture_than_a_quiet_one() -> None:
     wave = np.sin(np.arange(8000) / 5.0)
     areas = [int((pictures.waveform((scale * wave).astype(np.int16))[..., 0] < 200).sum()) for scale in (300, 30000)]
     assert areas[1] > 20 * areas[0] > 0
+    meters = [pictures.waveform((scale * wave).astype(np.int16))[-1] for scale in (30, 3000, 32767)]
+    lengths = [int((meter[:, 1] < 200).sum()) for meter in meters]
+    assert lengths == sorted(set(lengths))
+    assert [tuple(meter[0]) == pictures._LOUD for meter in meters] == [False, False, True]
     audio = Modality(name="a", kind="audio", rate_hz=8000, window_s=1.0, mel_bands=32)
     assert pictures.jpeg(wave.astype(np.float32), audio) is not None
     assert pictures.jpeg(np.zeros(0, np.float32), audio) is not None
+
+
+def test_a_sample_is_encoded_once_for_many_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(pictures, "jpeg", lambda data, modality: calls.append(modality.name) or b"j")
+    album, modality = pictures.Album(), manifest().modality(manifest().names[0])
+    first, second = (Sample(frame=Frame(data=np.zeros((8, 8, 3), np.uint8)), at_s=0.0) for _ in range(2))
+    assert [album.jpeg(first, modality) for _ in range(5)] == [b"j"] * 5
+    assert len(calls) == 1
+    album.jpeg(second, modality)
+    assert len(calls) == 2
 
 
 # The service manager.
@@ -450,4 +494,49 @@ def test_without_a_broker_decisions_are_dropped_at_once_and_counted() -> None:
             sink.write(decision(seq))
         assert time.monotonic() - begin_s < 1.0 and sink.dropped == 1000
         sink.close()
+        sink.close()
+
+
+class DeafBroker:
+    """Accepts a client and then reads nothing more, as a broker does that was stopped."""
+
+    def __init__(self) -> None:
+        self._listening = socket.socket()
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._listening.bind(("127.0.0.1", 0))
+        self._listening.listen(1)
+        self.port = int(self._listening.getsockname()[1])
+        self.accepted: socket.socket | None = None
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        self.accepted, _ = self._listening.accept()
+        self.accepted.recv(1000)
+        # CONNACK of MQTT 3.1.1: accepted.
+        self.accepted.sendall(bytes([0x20, 2, 0, 0]))
+
+    def close(self) -> None:
+        if self.accepted is not None:
+            self.accepted.close()
+        self._listening.close()
+
+
+def test_a_broker_that_reads_nothing_costs_neither_time_nor_memory() -> None:
+    broker = DeafBroker()
+    sink = mqtt.Mqtt(mqtt.broker_of(f"mqtt://127.0.0.1:{broker.port}/t"))
+    try:
+        until_s = time.monotonic() + 5.0
+        while not sink.connected and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert sink.connected
+        longest_s, seq = 0.0, 0
+        until_s = time.monotonic() + 10.0
+        while sink.dropped < 500 and time.monotonic() < until_s:
+            begin_s = time.monotonic()
+            sink.write(decision(seq))
+            longest_s, seq = max(longest_s, time.monotonic() - begin_s), seq + 1
+            assert sink.waiting <= 100
+        assert sink.dropped >= 500 and longest_s < 1.0
+    finally:
+        broker.close()
         sink.close()

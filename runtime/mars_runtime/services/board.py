@@ -12,11 +12,15 @@ from mars_runtime.sensors.pace import Clock
 
 @dataclass(frozen=True, kw_only=True)
 class Posted:
-    """A decision, when it was posted (monotonic clock), and its number among the posted ones, from 1."""
+    """A decision, when it was posted (monotonic clock), and its number among the posted ones, from 1.
+
+    `punctual_s` is when the newest decision that was not late was posted, at first that of the first decision.
+    """
 
     decision: Decision
     at_s: float
     number: int
+    punctual_s: float
 
 
 class Board:
@@ -41,8 +45,10 @@ class Board:
     def write(self, decision: Decision) -> None:
         """Post a decision in the place of the one before."""
         with self._changed:
-            number = 1 if self._newest is None else self._newest.number + 1
-            self._newest = Posted(decision=decision, at_s=self._clock(), number=number)
+            now_s, before = self._clock(), self._newest
+            punctual_s = now_s if before is None or decision.late_ms <= 0.0 else before.punctual_s
+            number = 1 if before is None else before.number + 1
+            self._newest = Posted(decision=decision, at_s=now_s, number=number, punctual_s=punctual_s)
             self._changed.notify_all()
 
     def close(self) -> None:

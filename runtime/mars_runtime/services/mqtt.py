@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -58,7 +59,7 @@ def broker_of(url: str) -> Broker:
 
 
 class Mqtt:
-    """A sink that publishes; while there is no connection decisions are dropped and counted, and nothing waits.
+    """A sink that publishes; decisions are dropped and counted without a connection, and while 100 wait to be sent.
 
     Raises:
         UsageError: the client library is not installed.
@@ -72,12 +73,12 @@ class Mqtt:
             raise UsageError("--mqtt needs a package: pip install 'mars-edge[mqtt]'") from error
         self._broker = broker
         self._client = paho.Client(CallbackAPIVersion.VERSION2)
+        self._sending: deque[Any] = deque()
         self.dropped = 0
         if broker.user is not None:
             self._client.username_pw_set(broker.user, os.environ.get(PASSWORD))
         if broker.tls:
             self._client.tls_set()
-        self._client.max_queued_messages_set(_QUEUED)
         self._client.reconnect_delay_set(*_RECONNECT_S)
         self._client.will_set(self._status, "offline", qos=1, retain=True)
         self._client.on_connect = self._greet
@@ -94,17 +95,26 @@ class Mqtt:
         """Whether the broker is there now."""
         return bool(self._client.is_connected())
 
+    @property
+    def waiting(self) -> int:
+        """Messages given to the client and not known to be sent, at most 100."""
+        return len(self._sending)
+
     def _greet(self, client: Any, *told: Any) -> None:
         client.publish(self._status, "online", qos=1, retain=True)
 
     def write(self, decision: Decision) -> None:
         """Publish one decision, or drop it."""
-        if not self.connected:
+        # The client's own limit leaves out messages of quality of service 0: a broker that reads nothing fills memory.
+        while self._sending and _sent(self._sending[0]):
+            self._sending.popleft()
+        if not self.connected or len(self._sending) >= _QUEUED:
             self.dropped += 1
             return
         line = json.dumps(decision.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         sent = self._client.publish(f"{self._broker.topic}/decision", line, qos=0)
         self.dropped += sent.rc != 0
+        self._sending.append(sent)
 
     def close(self) -> None:
         """Say goodbye within a second; may be called twice."""
@@ -115,3 +125,8 @@ class Mqtt:
             self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(1.0)
         self._client.disconnect()
         self._client.loop_stop()
+
+
+def _sent(message: Any) -> bool:
+    """Whether a message needs no more room; after an error the client raises instead of answering."""
+    return message.rc != 0 or bool(message.is_published())

@@ -11,7 +11,7 @@ from mars_edge.manifest import Manifest
 from mars_runtime.services import access, notify
 from mars_runtime.services.metrics import Metrics
 from mars_runtime.services.mqtt import Mqtt, broker_of
-from mars_runtime.services.site import Site, Subject
+from mars_runtime.services.site import STALLED_S, Site, Subject
 from mars_runtime.sinks import Sink
 from mars_runtime.stream import Stream
 
@@ -52,10 +52,12 @@ def services(options: argparse.Namespace, stream: Stream, manifest: Manifest) ->
     """
     sinks: list[Sink] = []
     try:
-        if options.serve is not None:
-            sinks.append(_site(options, stream, manifest))
+        broker = None
         if options.mqtt is not None:
-            sinks.append(Mqtt(broker_of(options.mqtt)))
+            broker = Mqtt(broker_of(options.mqtt))
+            sinks.append(broker)
+        if options.serve is not None:
+            sinks.append(_site(options, stream, _metrics(stream, manifest, broker)))
     except UsageError:
         for sink in sinks:
             sink.close()
@@ -69,28 +71,31 @@ def simulated(stream: Stream) -> bool:
     return all(traits.simulated for traits in stream.traits.values())
 
 
-def _site(options: argparse.Namespace, stream: Stream, manifest: Manifest) -> Site:
+def _site(options: argparse.Namespace, stream: Stream, metrics: Metrics | None) -> Site:
     address = access.address_of(options.serve)
     token = access.token_for(address, options.token)
     breakable = simulated(stream)
     truth: Callable[[], str] | None = (lambda: stream.world.species_now()) if breakable else None
     subject = Subject(
-        manifest=manifest,
+        manifest=stream.manifest,
         sensors={name: traits.description for name, traits in stream.traits.items()},
         latest=stream.latest,
         inject=stream.inject if breakable else None,
         mend=stream.clear_faults if breakable else None,
         truth=truth,
     )
-    site = Site(address, subject, token=token, metrics=_metrics(manifest))
+    # A stream that was asked to decide rarely is well between its decisions.
+    stalled_s = STALLED_S if options.rate_hz is None else max(STALLED_S, 3.0 / options.rate_hz)
+    site = Site(address, subject, token=token, metrics=metrics, stalled_s=stalled_s)
     shown = site.url if token is None or options.token is not None else f"{site.url}?token={token}"
     print(f"mars-edge: live page at {shown}", file=sys.stderr, flush=True)
     return site
 
 
-def _metrics(manifest: Manifest) -> Metrics | None:
+def _metrics(stream: Stream, manifest: Manifest, broker: Mqtt | None) -> Metrics | None:
+    undelivered = None if broker is None else (lambda: broker.dropped)
     try:
-        return Metrics(manifest)
+        return Metrics(manifest, counts=stream.counts, undelivered=undelivered)
     except UsageError:
         # /metrics says what is missing; the page does not depend on it.
         return None

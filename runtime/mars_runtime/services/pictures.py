@@ -1,4 +1,4 @@
-"""Samples as pictures for people: colour as it is, depth by colour, sound as its waveform.
+"""Samples as pictures for people: colour as it is, depth by colour, sound as its waveform and a level meter.
 
 Axes: H height, W width, T samples.
 """
@@ -6,18 +6,41 @@ Axes: H height, W width, T samples.
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.modality import Modality
+from mars_runtime.capture import Sample
 from mars_runtime.sensors.vision import load_opencv
 
 _QUALITY = 80
 _LONGEST_PX = 640
 _WAVE = (112, 320)
 _INK = (90, 160, 40)
+_LOUD = (40, 40, 200)
+# The level meter below the waveform: rows, and the levels of its ends.
+_METER_PX = 12
+_QUIETEST_DB, _CLIPPED = -60.0, 0.999
+
+
+class Album:
+    """The last JPEG of each sensor, so that many viewers cost no more than one; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[Sample, bytes | None]] = {}
+
+    def jpeg(self, sample: Sample, modality: Modality) -> bytes | None:
+        """See the function `jpeg`."""
+        with self._lock:
+            kept = self._kept.get(modality.name)
+            if kept is None or kept[0] is not sample:
+                kept = (sample, jpeg(sample.frame.data, modality))
+                self._kept[modality.name] = kept
+            return kept[1]
 
 
 def jpeg(sample: NDArray[Any], modality: Modality) -> bytes | None:
@@ -64,7 +87,10 @@ def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def waveform(sample: NDArray[Any]) -> NDArray[np.uint8]:
-    """Lowest and highest value of each of 320 spans of a sound (T,), full scale over the height."""
+    """Lowest and highest value of each of 320 spans of a sound (T,), full scale over the height, above its level.
+
+    The meter is as long as the root mean square is loud, from -60 dB to full scale; red once a sample is at full scale.
+    """
     height, width = _WAVE
     sound = sample.astype(np.float32).ravel()
     if np.issubdtype(sample.dtype, np.integer):
@@ -75,4 +101,14 @@ def waveform(sample: NDArray[Any]) -> NDArray[np.uint8]:
         span = sound[begin : max(end, begin + 1)] if begin < len(sound) else np.zeros(1, np.float32)
         low, high = (round((1.0 - float(np.clip(v, -1, 1))) * (height - 1) / 2) for v in (span.max(), span.min()))
         canvas[low : high + 1, x] = _INK
-    return canvas
+    return np.concatenate([canvas, _meter(sound, width)])
+
+
+def _meter(sound: NDArray[np.float32], width: int) -> NDArray[np.uint8]:
+    level = float(np.sqrt(np.mean(np.square(sound, dtype=np.float64)))) if len(sound) else 0.0
+    level_db = 20.0 * np.log10(max(level, 1e-9))
+    share = float(np.clip(1.0 - level_db / _QUIETEST_DB, 0.0, 1.0))
+    bar = np.full((_METER_PX, width, 3), 225, np.uint8)
+    clipped = len(sound) > 0 and float(np.abs(sound).max()) >= _CLIPPED
+    bar[2:, : round(share * width)] = _LOUD if clipped else _INK
+    return bar

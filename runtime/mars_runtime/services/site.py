@@ -12,6 +12,8 @@ POST /faults          {"sensor": NAME, "kind": FAULT}: break a sensor of the sim
 from __future__ import annotations
 
 import json
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,15 +33,15 @@ from mars_runtime.sensors.pace import Clock
 from mars_runtime.services import access
 from mars_runtime.services.board import Board
 from mars_runtime.services.metrics import Metrics
-from mars_runtime.services.pictures import jpeg
+from mars_runtime.services.pictures import Album
 
 CLIENTS = 32
 _EVENT_S = 0.1
 _QUIET_S = 5.0
 _SOCKET_S = 10.0
 _LONGEST_BODY = 1000
-# Without a decision for this long the stream does not work.
-_STALLED_S = 2.0
+# Without a decision in time for this long the stream does not work.
+STALLED_S = 2.0
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -60,7 +62,7 @@ class Subject:
     """What the page shows and may do.
 
     Attributes:
-        latest: the newest sample of a sensor; KeyError for an unknown one.
+        latest: the newest sample of a sensor that has a source.
         inject, mend: break a sensor, mend all; None where the sensors are real.
         truth: who is on stage of the simulated rig; None where the sensors are real.
     """
@@ -87,12 +89,13 @@ class Site:
         *,
         token: str | None = None,
         metrics: Metrics | None = None,
+        stalled_s: float = STALLED_S,
         clock: Clock = time.monotonic,
     ) -> None:
         self.board = Board(clock=clock)
         self._metrics = metrics
         try:
-            self._server = _Server(address, _Context(subject, self.board, metrics, token, clock))
+            self._server = _Server(address, _Context(subject, self.board, metrics, token, stalled_s, clock))
         except OSError as error:
             raise UsageError(f"--serve {address.host}:{address.port}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="site", daemon=True)
@@ -125,24 +128,41 @@ class _Context:
     """What every request is answered from."""
 
     def __init__(
-        self, subject: Subject, board: Board, metrics: Metrics | None, token: str | None, clock: Clock
+        self,
+        subject: Subject,
+        board: Board,
+        metrics: Metrics | None,
+        token: str | None,
+        stalled_s: float,
+        clock: Clock,
     ) -> None:
         self.subject = subject
+        self.album = Album()
         self.board = board
         self.metrics = metrics
         self.token = token
+        self._stalled_s = stalled_s
         self._clock = clock
-        self._made_s = clock()
 
     def illness(self) -> str | None:
         """Why the stream does not work; None while it does."""
         newest = self.board.newest
         if self.board.closed:
             return "the stream has ended"
-        age_s = self._clock() - (self._made_s if newest is None else newest.at_s)
         if newest is None:
             return "no decision yet"
-        return f"no decision for {age_s:.1f} s" if age_s > _STALLED_S else None
+        now_s = self._clock()
+        if now_s - newest.at_s > self._stalled_s:
+            return f"no decision for {now_s - newest.at_s:.1f} s"
+        late_s = now_s - newest.punctual_s
+        return f"every decision of the last {late_s:.1f} s was late" if late_s > self._stalled_s else None
+
+    def picture(self, name: str) -> bytes | None:
+        """The newest sample of a sensor as JPEG; None where there is none, or no such sensor."""
+        if name not in self.subject.sensors:
+            return None
+        sample = self.subject.latest(name)
+        return None if sample is None else self.album.jpeg(sample, self.subject.manifest.modality(name))
 
     def about(self) -> dict[str, Any]:
         """What the page needs to know once."""
@@ -172,12 +192,15 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, address: access.Address, context: _Context) -> None:
-        import socket
-
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.context = context
         self._places = threading.BoundedSemaphore(CLIENTS)
         super().__init__((address.host, address.port), _Answer)
+
+    def server_bind(self) -> None:
+        """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own while there is a place."""
@@ -299,12 +322,7 @@ class _Answer(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, f"{content_type}; charset=utf-8", content)
 
     def _picture(self, name: str) -> None:
-        subject = self.server.context.subject
-        try:
-            sample = subject.latest(name)
-            content = None if sample is None else jpeg(sample.frame.data, subject.manifest.modality(name))
-        except KeyError:
-            content = None
+        content = self.server.context.picture(name)
         if content is None:
             self._json(HTTPStatus.NOT_FOUND, {"error": "no picture"})
         else:

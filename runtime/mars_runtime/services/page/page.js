@@ -39,6 +39,11 @@ function card(sensor, faults) {
   cards.set(sensor.name, { item, image });
 }
 
+// What a reason was judged on: "still_s 2.1, still_share 0.0004".
+function because(evidence) {
+  return Object.entries(evidence ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
+}
+
 function bars(list, rows) {
   list.classList.add("bars");
   while (list.children.length > rows.length) list.lastElementChild.remove();
@@ -68,6 +73,7 @@ function show(decision) {
     item.className = state.status;
     const age = state.age_ms === null ? "" : ` · ${Math.round(state.age_ms)} ms old`;
     text(item.querySelector(".state"), `${state.reason ?? state.status}${age}`);
+    text(item.querySelector(".evidence"), because(state.evidence));
     if (!image.hidden && image.dataset.free === "yes" && !document.hidden) {
       image.dataset.free = "no";
       image.src = `picture/${encodeURIComponent(name)}?${decision.seq}`;
