@@ -15,12 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
+from mars_runtime.sensors.vision import load_opencv
 
 NO_FACE = "no face"
 # Of a depth picture: how far behind its nearest part a head reaches, and the least share of the picture it covers.
@@ -53,6 +53,7 @@ class Box:
 
     def mapped(self, matrix: Matrix) -> Box:
         """The box around its four corners after a homography."""
+        cv2 = load_opencv()
         right, below = self.x + self.width, self.y + self.height
         corners = np.array([[(self.x, self.y), (right, self.y), (right, below), (self.x, below)]], np.float64)
         moved = cv2.perspectiveTransform(corners, np.array(matrix, np.float64))[0]
@@ -118,12 +119,14 @@ class Haar:
     """
 
     def __init__(self) -> None:
+        cv2 = load_opencv()
         self._cascade = cv2.CascadeClassifier(
             str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml")
         )
 
     def find(self, picture: NDArray[np.uint8]) -> Box | None:
         """See `Detector.find`."""
+        cv2 = load_opencv()
         grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         least = max(24, min(grey.shape) // 6)
         found = self._cascade.detectMultiScale(cv2.equalizeHist(grey), 1.1, 4, minSize=(least, least))
@@ -138,6 +141,7 @@ class YuNet:
     """
 
     def __init__(self, path: str) -> None:
+        cv2 = load_opencv()
         if not Path(path).is_file():
             raise UsageError(f"--face-model {path}: no such file; allowed: a YuNet .onnx, or leave it out for Haar")
         try:
@@ -147,6 +151,7 @@ class YuNet:
 
     def find(self, picture: NDArray[np.uint8]) -> Box | None:
         """See `Detector.find`."""
+        cv2 = load_opencv()
         colour = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR if picture.ndim == 2 else cv2.COLOR_RGB2BGR)
         self._network.setInputSize((colour.shape[1], colour.shape[0]))
         _, found = self._network.detect(colour)
@@ -165,6 +170,7 @@ def nearest_head(depth: NDArray[np.uint16], value_range: tuple[float, float]) ->
 
     The largest connected part within 25 cm of the nearest one; of it the upper part, as high as 1.35 of its width.
     """
+    cv2 = load_opencv()
     low, high = value_range
     seen = (depth > 0) & (depth >= low) & (depth <= high)
     if np.count_nonzero(seen) < _LEAST_SHARE * depth.size:
