@@ -150,6 +150,20 @@ def test_a_raw_still_scene_never_repeats_however_little_noise_it_has(seed: int) 
     assert not any(finder.facts(Frame(data=noisy(picture, 0.4, n)), RAW, n / 15).repeated for n in range(50))
 
 
+@pytest.mark.parametrize(("level", "kind"), [(0, np.uint8), (255, np.uint8), (0, np.uint16)])
+def test_total_darkness_or_glare_is_no_repetition_though_its_pictures_are_equal(level: int, kind: Any) -> None:
+    def repeats(lit: int) -> bool:
+        picture = np.full((100, 100), level, kind)
+        picture.ravel()[:lit] = 77
+        finder = FactFinder("infrared" if kind == np.uint8 else "depth")
+        return [finder.facts(Frame(data=picture.copy()), RAW, n / 15).repeated for n in range(2)][1]
+
+    # Hot pixels are in every picture; a picture with more than those has noise, so it cannot be the same twice.
+    assert not repeats(0)
+    assert not repeats(99)
+    assert repeats(100)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_sample_with_a_number_that_is_none_is_unusable(value: float) -> None:
     data = np.zeros((20, 6), np.float32)
