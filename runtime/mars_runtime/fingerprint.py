@@ -82,7 +82,9 @@ def learn(samples: Sequence[Sample], modality: Modality, traits: Traits) -> Fing
         raise UsageError(f"{bad} of {len(seen)} samples repeat the one before or are not finite, as of a sick sensor")
     gaps_s = np.diff([sample.at_s for sample in samples])
     period_s = float(np.median(gaps_s))
-    strobe = _strobe([float(sample.frame.data.mean()) for sample in samples]) if kind in ("colour", "infrared") else 1
+    strobe = (
+        strobe_period([float(sample.frame.data.mean()) for sample in samples]) if kind in ("colour", "infrared") else 1
+    )
     picture = kind in ("colour", "infrared")
     return Fingerprint(
         kind=kind,
@@ -108,7 +110,7 @@ def _best_phase(values: Sequence[float], frames: int) -> list[float]:
     return [min(values[max(0, end - frames) : end]) for end in range(frames, len(values) + 1)]
 
 
-def _strobe(brightness: Sequence[float]) -> int:
+def strobe_period(brightness: Sequence[float]) -> int:
     """The shortest period, in frames, that explains how the mean brightness varies from frame to frame; 1 for none."""
     full_scale = 255.0
     levels = np.asarray(brightness, np.float64) / full_scale
