@@ -107,7 +107,8 @@ def test_a_sensor_that_is_not_well_is_not_learned_from(samples: list[Sample], me
 
 
 def lived(limits: Limits, facts: list[dict[str, Any]], times_s: list[float]) -> set[tuple[str, str | None]]:
-    state, said = Health(started_s=times_s[0]), set()
+    state = Health(started_s=times_s[0])
+    said: set[tuple[str, str | None]] = set()
     for at_s, fact in zip(times_s, facts, strict=True):
         state = step(state, [SampleSeen(at_s=at_s, **fact)], at_s, limits)
         found = summary(state, at_s)
@@ -139,6 +140,7 @@ def test_arrivals_that_are_late_in_health_are_not_stale_once_learned() -> None:
 def test_a_well_sensor_keeps_the_limits_of_the_table() -> None:
     found = learn(given(grey(200)), INFRARED, RAW)
     usual = limits_of(kind_of(INFRARED), RAW)
+    assert found.noise_floor is not None
     assert apply(usual, found) == replace(usual, noise_floor=found.noise_floor)
 
 
@@ -213,11 +215,11 @@ def test_missing_and_unknown_keys_and_files_are_refused(tmp_path: Path) -> None:
         path = _file(tmp_path, **changes)
         with pytest.raises(UsageError, match=f"^fingerprint {path}: {what}; its keys: kind, samples, "):
             load(path)
-    with pytest.raises(UsageError, match="No such file or directory$"):
+    with pytest.raises(UsageError, match=r"No such file or directory$"):
         load(tmp_path / "nothing.json")
     (tmp_path / "text.json").write_text("{")
-    with pytest.raises(UsageError, match="text.json: not JSON: "):
+    with pytest.raises(UsageError, match=r"text\.json: not JSON: "):
         load(tmp_path / "text.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UsageError, match="list.json: is a list, expected an object$"):
+    with pytest.raises(UsageError, match=r"list\.json: is a list, expected an object$"):
         load(tmp_path / "list.json")

@@ -13,17 +13,17 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from mars_edge.errors import SensorError, UsageError
+from mars_edge.errors import UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import Manifest
-from mars_runtime.capture import Delivery, Doorbell, Sample
+from mars_runtime.capture import Doorbell
 from mars_runtime.decision import Decision
 from mars_runtime.engines.protocol import Engine
 from mars_runtime.facts import FactFinder
 from mars_runtime.grading.scenery import RATE_HZ
-from mars_runtime.health import Event, ReadFailed
+from mars_runtime.grading.sensor import Clock, StepFeed
 from mars_runtime.pipeline import Pipeline, Settings
-from mars_runtime.sensors.driver import Driver, Frame, Traits
+from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.faulty import FaultyDriver
 
 BEFORE_S = 1.0
@@ -68,14 +68,6 @@ class Cost:
             self.wrong[phase] += 1
 
 
-@dataclass(kw_only=True)
-class _Clock:
-    now_s: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Scene:
     """The frames of all cameras around one change of subject, and whether the one who comes is live."""
@@ -85,7 +77,7 @@ class _Scene:
 
 
 class _Camera:
-    def __init__(self, name: str, frames: Sequence[NDArray[Any]], clock: _Clock) -> None:
+    def __init__(self, name: str, frames: Sequence[NDArray[Any]], clock: Clock) -> None:
         self.traits = Traits(description=name, rate_hz=RATE_HZ, raw=True, simulated=True)
         self._frames = frames
         self._clock = clock
@@ -100,37 +92,6 @@ class _Camera:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-class _Feed:
-    """A sensor read once per step of the clock, as a capture thread would at that moment."""
-
-    def __init__(self, driver: Driver, clock: _Clock, finder: FactFinder) -> None:
-        self._driver = driver
-        self._clock = clock
-        self._finder = finder
-        self.received = 0
-        self.waiting = False
-        self.last_error: str | None = None
-
-    @property
-    def traits(self) -> Traits:
-        """The driver's."""
-        return self._driver.traits
-
-    def take(self) -> Delivery:
-        """What is there now."""
-        at_s = self._clock()
-        try:
-            frame = self._driver.read(0.0)
-        except SensorError as error:
-            self.last_error = str(error)
-            return Delivery(sample=None, events=(ReadFailed(at_s=at_s, gone=error.gone),))
-        if frame is None:
-            return Delivery(sample=None, events=())
-        self.received += 1
-        events: tuple[Event, ...] = (self._finder.facts(frame, self.traits, at_s),)
-        return Delivery(sample=Sample(frame=frame, at_s=at_s), events=events)
 
 
 def costs(engine: Engine, faults: Sequence[str], changes: int, *, seed: int) -> Iterator[Cost]:
@@ -178,17 +139,19 @@ def _cost(engine: Engine, scenes: Sequence[_Scene], fault: str, sensor: str, see
 
 def _played(engine: Engine, scene: _Scene, fault: str, sensor: str, seed: int) -> list[Decision]:
     """The decisions from the change of subject on."""
-    clock, manifest = _Clock(), engine.manifest
+    clock, manifest = Clock(), engine.manifest
     feeds = {}
     for name in manifest.names:
         own = [Fault(sensor=name, kind=fault, start_s=BEFORE_S - 0.5 / RATE_HZ)] if name == sensor else []
         driver = FaultyDriver(_Camera(name, scene.frames[name], clock), own, stream_s=clock, seed=seed)
-        feeds[name] = _Feed(driver, clock, FactFinder.of(manifest.modality(name)))
+        feeds[name] = StepFeed(driver, FactFinder.of(manifest.modality(name)), clock)
     settings = Settings(policy=manifest.policy, rate_hz=RATE_HZ, gather_s=0.0)
     pipeline = Pipeline(engine, feeds, settings, doorbell=Doorbell(), clock=clock, utc=lambda: 0.0)
     pipeline.start()
     decisions = []
     for number in range(len(next(iter(scene.frames.values())))):
         clock.now_s = number / RATE_HZ
+        for feed in feeds.values():
+            feed.step()
         decisions.append(pipeline.decide())
     return decisions[round(BEFORE_S * RATE_HZ) :]
