@@ -16,6 +16,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,14 +81,17 @@ def _look_for(
     command = [sys.executable, "-P", "-m", module, kind]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - as the interpreter reads it
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=limit_s,
-            env={**os.environ, "PYTHONPATH": path},
-            check=False,
-        )
+        # Some kits write their log into the working folder.
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=limit_s,
+                env={**os.environ, "PYTHONPATH": path},
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         return [], f"{kind}: its library does not answer within {limit_s:g} s"
     lines = done.stdout.splitlines()
@@ -229,7 +233,12 @@ def oaks() -> list[Device]:
     """
     library = _kit("depthai", "depthai")
     return [
-        Device(kind="depthai", source=f"depthai:{info.deviceId}/rgb", name=info.name, detail=str(info.state))
+        Device(
+            kind="depthai",
+            source=f"depthai:{info.deviceId}/rgb",
+            name=f"OAK {info.name}".strip(),
+            detail=str(info.state).rpartition("X_LINK_")[2].lower(),
+        )
         for info in library.Device.getAllAvailableDevices()
     ]
 

@@ -1,11 +1,12 @@
 """A real PortAudio capture of a PulseAudio monitor, its server frozen, killed and restored: no hardware, no fakes.
 
-Needs Debian's pulseaudio, libasound2-plugins and libportaudio2.
+Needs Debian's pulseaudio, pulseaudio-utils, libasound2-plugins and libportaudio2.
 """
 
 from __future__ import annotations
 
 import ctypes.util
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mars_edge.cli import main
 from mars_edge.errors import SensorError
 from mars_edge.modality import Modality
 from mars_runtime.sensors.driver import Driver, Frame
@@ -78,6 +80,8 @@ class PulseServer:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PulseServer]:
     if shutil.which("pulseaudio") is None:
         pytest.skip("needs pulseaudio: apt install pulseaudio")
+    if shutil.which("pactl") is None:
+        pytest.skip("needs pactl: apt install pulseaudio-utils")
     if not list(Path("/usr/lib").glob("*/alsa-lib/libasound_module_pcm_pulse.so")):
         pytest.skip("needs ALSA's plug-in for PulseAudio: apt install libasound2-plugins")
     if ctypes.util.find_library("portaudio") is None:
@@ -136,6 +140,24 @@ def test_no_server_and_no_such_device_are_named(server: PulseServer) -> None:
     with pytest.raises(SensorError, match=r"^microphone pulse: ") as error:
         microphone().open()
     assert "\n" not in str(error.value)
+
+
+def test_devices_lists_it_and_doctor_measures_it(server: PulseServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["devices", "--json"]) == 0
+    found = {entry["source"]: entry for entry in json.loads(capsys.readouterr().out)["devices"]}
+    assert found["audio:pulse"]["state"] == "works"
+    assert main(["doctor", "--json", "--sensor", "voice=audio:pulse", "--seconds", "3"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["sensors"]
+    assert report["measured"]["kind"] == "audio"
+    # A sine of half of full scale.
+    assert report["measured"]["loudness_dbfs"] == pytest.approx(20.0 * np.log10(0.5 / np.sqrt(2.0)), abs=0.5)
+
+
+def test_a_muted_microphone_is_named(server: PulseServer, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["pactl", "set-sink-mute", "null", "1"], check=True, capture_output=True)
+    assert main(["doctor", "--json", "--sensor", "voice=audio:pulse", "--seconds", "3"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["sensors"]
+    assert (report["verdict"], [finding["cause"] for finding in report["findings"]][-1]) == ("broken", "muted")
 
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])

@@ -23,8 +23,12 @@ def look_for(kind: str, limit_s: float = 15.0) -> tuple[list[Device], str]:
     return inventory._look_for(kind, module="tests.helpers.odd_looker", limit_s=limit_s)
 
 
-def test_what_a_library_prints_beside_its_devices_does_no_harm() -> None:
+def test_what_a_library_prints_and_writes_beside_its_devices_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert look_for("chats") == ([Device(kind="odd", source="odd:1", name="Odd One")], "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_library_that_hangs_or_crashes_while_it_looks_is_named_and_the_others_are_listed() -> None:
