@@ -148,7 +148,7 @@ def _prove(
 ) -> Manifest:
     """`draft` with parity, operating points and golden answers, all measured in the target engine."""
     write_sealed(path, payload.program(draft.to_json()))
-    engine = open_artifact(path, self_test=False)
+    engine = open_artifact(path, self_test=False, threads=parity.THREADS)
     try:
         note(f"{path.suffix[1:]} in {engine.name}: parity on {len(splits.parity)} samples, every subset")
         pieces = parity.runner_of(engine, path)
@@ -182,7 +182,7 @@ def _require_parity(report: parity.Parity, payload: Payload, pieces: parity.Piec
 def _self_test(path: Path, payload: bytes) -> None:
     write_sealed(path, payload)
     try:
-        open_artifact(path, self_test=True).close()
+        open_artifact(path, self_test=True, threads=parity.THREADS).close()
     except EngineError as error:
         raise ParityError(f"the finished file does not answer as its draft did: {error}") from error
 

@@ -76,6 +76,8 @@ class Target:
         if unverified and self.runs_here:
             raise UsageError(f"target {self.name} can be proven here: leave out --unverified")
         if not unverified and not self.runs_here:
+            if self.backend == "qualcomm":
+                raise UsageError(f"target {self.name} cannot be written: {self.not_run}")
             raise UsageError(f"target {self.name} cannot be proven here; --unverified writes it without proof")
 
 

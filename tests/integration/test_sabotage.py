@@ -244,7 +244,7 @@ def test_an_engine_that_answers_another_way_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest = bundle._draft(ready, payloads[suffix])
-    monkeypatch.setattr(bundle, "open_artifact", lambda path, self_test: kind(ready.deployed, manifest))
+    monkeypatch.setattr(bundle, "open_artifact", lambda path, self_test, threads: kind(ready.deployed, manifest))
     reason = refusal(ready, suffix, payloads[suffix], tmp_path)
     assert re.fullmatch(rf"torch on (rgb|depth|rgb\+depth): {DECISION}", reason), reason
 

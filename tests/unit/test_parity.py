@@ -432,3 +432,14 @@ def test_float_steps_are_shares_of_the_largest_value(deployed: DeployedMars) -> 
     assert reference.step(deployed, "head", 0, values, "int8") == 2.0 * 5e-4
     assert reference.step(deployed, "head", 0, values, "int8", alone=False) == pytest.approx(3.0 / 255.0)
     assert reference.step(deployed, "head", 0, 0.0 * values, "fp32") > 0.0
+
+
+def test_a_modality_alone_that_was_seen_in_training_is_refused_although_its_partners_are_new() -> None:
+    held, seen = split(20, 9), split(40, 1)
+    mixed = dict(held.inputs)
+    mixed["depth"] = torch.cat([seen.inputs["depth"][:2], held.inputs["depth"][2:]])
+    with pytest.raises(ParityError) as caught:
+        parity.require_disjoint(replace(held, inputs=mixed), {"train": seen})
+    assert str(caught.value) == "2 of 20 parity samples have a depth that is in the train split: take others"
+    mixed["depth"] = torch.cat([seen.inputs["depth"][:1], held.inputs["depth"][1:]])
+    parity.require_disjoint(replace(held, inputs=mixed), {"train": seen})

@@ -73,8 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--unverified", action="store_true", help="write for a target that cannot run here, without proof")
     add("--data", type=Path, metavar="DIR", help="the folder of the data set (the rig needs none)")
     add("--parity-samples", type=int, default=500, metavar="N", help="default: 500")
-    add("--seed", type=positive(int, zero=True), help="of quantization-aware training (default: the run's)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
+    add("--seed", type=positive(int, zero=True, most=2**62), help="of quantization-aware training (default: the run's)")
+    add(
+        "--threads",
+        type=positive(int, most=256),
+        default=len(os.sched_getaffinity(0)),
+        help="of training; default: all",
+    )
     add("--json", action="store_true", help="print one JSON object")
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser
@@ -116,10 +121,10 @@ def _export(options: argparse.Namespace) -> int:
 def _targets(options: argparse.Namespace) -> dict[Path, Target]:
     """The target of every output, all refused now that could be refused later."""
     bundle.expected_files(options.output)
-    if options.threads < 1:
-        raise UsageError(f"--threads is {options.threads}; it must be at least 1")
     if options.merge and options.experts is None:
         raise UsageError("--merge needs --experts N")
+    if options.sensitivity:
+        _refuse_beside_sensitivity(options)
     if options.sensitivity == bool(options.output):
         raise UsageError("give -o FILE, or --sensitivity, not both" if options.output else "no output: give -o FILE")
     named: dict[str, Target] = {}
@@ -143,6 +148,13 @@ def _targets(options: argparse.Namespace) -> dict[Path, Target]:
 def _precision(options: argparse.Namespace, target: Target) -> Precision:
     precision: Precision = options.precision or target.precision
     return precision
+
+
+def _refuse_beside_sensitivity(options: argparse.Namespace) -> None:
+    names = ("experts", "report", "explain", "unverified", "target", "precision", "ptq", "float_layer")
+    meant = [name for name in names if getattr(options, name)]
+    if meant:
+        raise UsageError(f"--{meant[0].replace('_', '-')} is about a file, and --sensitivity writes none")
 
 
 def _refuse_quantization(options: argparse.Namespace) -> None:
@@ -305,8 +317,15 @@ def _line(written: bundle.Written) -> str:
         f"{begin}parity in {report['engine']} on "
         f"{report['samples']} samples x {len(rows)} subsets: same label {min(r['label_agreement'] for r in rows):.2%}, "
         f"at most {max(r['max_steps'] for r in rows):.2f} output steps, "
-        f"other experts in {max(r['routing_flips'] for r in rows):.2%} at worst"
+        f"other experts in {max(r['routing_flips'] for r in rows):.2%} at worst; "
+        f"{_decides(written)}"
     )
+
+
+def _decides(written: bundle.Written) -> str:
+    points = written.manifest.operating_points.values()
+    certified = sum(point.certified for point in points)
+    return f"certified to decide on {certified} of {len(points)} subsets"
 
 
 def _as_dict(written: bundle.Written) -> dict[str, Any]:
