@@ -13,6 +13,7 @@ from mars_edge.options import positive
 from mars_runtime import policy
 from mars_runtime.engines import Engine, open_engine
 from mars_runtime.pipeline import Settings
+from mars_runtime.region import RegionSettings, load_calibration
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_flag
 from mars_runtime.stream import default_specs
 
@@ -90,6 +91,30 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
     add("--unsafe", action="store_true", help="let --on-missing loosen, and decide on uncertified subsets")
 
 
+def add_region_options(parser: argparse.ArgumentParser) -> None:
+    """What of every picture is decided on."""
+    add = parser.add_argument
+    add("--region", choices=("none", "face"), default="none", help="crop pictures to the face; without one it abstains")
+    add("--face-model", metavar="YUNET.onnx", help="finds the face; default: the Haar cascade that OpenCV brings")
+    add("--calibration", type=Path, metavar="FILE.toml", help="where sensors see what: [sensor.NAME] to_reference")
+
+
+def region_from(options: argparse.Namespace) -> RegionSettings | None:
+    """How faces are looked for; None without --region face.
+
+    Raises:
+        UsageError: an option that has no meaning without it, or a calibration that cannot be read.
+    """
+    if options.region == "none":
+        given = {"--face-model": options.face_model, "--calibration": options.calibration}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name} has no meaning without --region face")
+        return None
+    matrices = {} if options.calibration is None else load_calibration(options.calibration)
+    return RegionSettings(yunet=options.face_model, to_reference=matrices)
+
+
 def policy_from(options: argparse.Namespace, manifest: Manifest) -> Policy:
     """The model's policy, tightened as those options wish."""
     return policy.stricter(
@@ -111,4 +136,5 @@ def settings_from(options: argparse.Namespace, manifest: Manifest, specs: Sequen
         allow_uncertified=options.unsafe,
         latch_s=options.latch,
         health={spec.name: spec.health for spec in specs},
+        region=region_from(options) if "region" in options else None,
     )

@@ -14,6 +14,7 @@ from mars_edge.options import OneLineParser, positive
 from mars_runtime.commands.options import (
     add_engine_options,
     add_policy_options,
+    add_region_options,
     add_source_options,
     faults_from,
     open_from,
@@ -136,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add_engine_options(parser)
     add_source_options(parser)
     add_policy_options(parser)
+    add_region_options(parser)
     add_service_options(parser)
     add = parser.add_argument
     add("--max-decisions", type=positive(int), metavar="N", help="stop after this many decisions")
