@@ -345,7 +345,7 @@ def test_a_sequence_keeps_16_bits_and_natural_order(tmp_path: Path) -> None:
     assert [int(frame[0, 0]) for frame in frames] == [4001, 4002, 4010]
 
 
-@pytest.mark.parametrize("make", [still, video_file], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [still, video_file, network_camera], ids=lambda make: make.__name__)
 def test_colour_comes_in_rgb_order(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     red_in_bgr = np.zeros((24, 32, 3), np.uint8)
     red_in_bgr[:, :, 2] = 250
