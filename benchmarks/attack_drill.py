@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.faults import Fault
-from mars_edge.manifest import Manifest
+from mars_edge.manifest import CONTENT_FAULTS, Manifest
 from mars_edge.metrics import clopper_pearson
 from mars_edge.options import OneLineParser, positive
 from mars_edge.rig import ATTACKS, IDENTITIES, MODALITIES, render, sample_scene
@@ -167,7 +167,9 @@ def frames_of(species: str, number: int, seed: int) -> dict[str, list[NDArray[An
     return {name: [render(each, name) for each in scenes] for name in MODALITIES}
 
 
-def play(engine: Engine, frames: Frames, fault: Fault, seed: int) -> list[Decision]:
+def play(
+    engine: Engine, frames: Frames, fault: Fault, seed: int, masking: Sequence[str] | None = None
+) -> list[Decision]:
     """The decisions from the beginning of `fault` on."""
     clock, manifest = Clock(), engine.manifest
     feeds = {}
@@ -175,7 +177,8 @@ def play(engine: Engine, frames: Frames, fault: Fault, seed: int) -> list[Decisi
         own = [fault] if fault.sensor == name else []
         driver = FaultyDriver(Presented(name, frames[name], clock), own, stream_s=clock, seed=seed + index)
         feeds[name] = StepFeed(driver, clock, FactFinder.of(manifest.modality(name)))
-    settings = Settings(policy=manifest.policy, rate_hz=RATE_HZ, gather_s=0.0)
+    policy = manifest.policy if masking is None else replace(manifest.policy, masking_faults=tuple(masking))
+    settings = Settings(policy=policy, rate_hz=RATE_HZ, gather_s=0.0)
     pipeline = Pipeline(engine, feeds, settings, doorbell=Doorbell(), clock=clock, utc=lambda: 0.0)
     pipeline.start()
     decisions = []
@@ -187,7 +190,7 @@ def play(engine: Engine, frames: Frames, fault: Fault, seed: int) -> list[Decisi
     return decisions[round(BEFORE_S * RATE_HZ) :]
 
 
-def drill(engine: Engine, presentations: int, seed: int) -> list[Cell]:
+def drill(engine: Engine, presentations: int, seed: int, masking: Sequence[str] | None = None) -> list[Cell]:
     """A cell per fault, sensor and attack species.
 
     Raises:
@@ -208,7 +211,7 @@ def drill(engine: Engine, presentations: int, seed: int) -> list[Cell]:
             for fault in FAULTS:
                 for sensor in manifest.names:
                     given = Fault(sensor=sensor, kind=fault, start_s=BEFORE_S)
-                    cells[fault, sensor, species].add(play(engine, frames, given, seed + number))
+                    cells[fault, sensor, species].add(play(engine, frames, given, seed + number, masking))
         print(f"attack_drill: {species} done", file=sys.stderr, flush=True)
     return list(cells.values())
 
@@ -264,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="face_antispoof.pte", metavar="FILE", help="default: the bundled face model")
     parser.add_argument("--presentations", type=positive(int, most=10_000), default=40, help="per species; default: 40")
     parser.add_argument("--seed", type=positive(int, zero=True), default=0, help="of scenes and faults; default: 0")
+    parser.add_argument("--masking", nargs="*", choices=CONTENT_FAULTS, help="in place of the model's masking_faults")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead")
     return parser
 
@@ -273,7 +277,7 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         engine = open_engine(options.model, threads=1)
-        cells = drill(engine, options.presentations, options.seed)
+        cells = drill(engine, options.presentations, options.seed, options.masking)
     except MarsEdgeError as error:
         print(f"attack_drill: {error}", file=sys.stderr)
         return error.exit_code

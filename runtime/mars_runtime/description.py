@@ -20,9 +20,9 @@ from mars_runtime.text import NOT_RECORDED, NOTHING, amount, fact, flattened, pe
 METRIC_TITLES = {"acer": "ACER", "accuracy": "accuracy", "miou": "mIoU"}
 # Of these a lower value is the better one.
 ERROR_METRICS = ("acer",)
-_SEEN_IN_PARITY = ("engine", "samples", "subsets", "methods", "coverage", "experts_chosen")
 # Page after page of numbers for the report and --json, not for a screen.
-_SEEN_IN_PARITY += ("method_parity", "worst", "bounds", "scale", "machine")
+_TOO_LONG = ("method_parity", "worst", "bounds", "scale", "machine")
+_SEEN_IN_PARITY = ("engine", "samples", "subsets", "methods", "coverage", "experts_chosen", *_TOO_LONG)
 _SEEN_IN_PROVENANCE = ("note", "recipe", "seed", "versions", "quantization", "calibration")
 
 
