@@ -76,7 +76,7 @@ def break_sensor(page: Any, sensor: str, kind: str) -> float:
     page.select_option(f'[data-sensor="{sensor}"] select', kind)
     begin_s = time.monotonic()
     page.click(f'[data-sensor="{sensor}"] button')
-    page.wait_for_selector(f'[data-sensor="{sensor}"].missing', timeout=5000)
+    page.wait_for_selector(f'[data-sensor="{sensor}"].missing', timeout=10_000)
     return time.monotonic() - begin_s
 
 
@@ -91,13 +91,13 @@ def main() -> int:
         for name, size in SIZES.items():
             with browser_page(size, dark=name == "phone") as page:
                 page.goto(url)
-                page.wait_for_selector('[data-sensor="depth"].ok', timeout=20_000)
+                page.wait_for_selector('[data-sensor="depth"].ok', timeout=60_000)
                 took_s = break_sensor(page, "depth", "unplug")
                 page.wait_for_timeout(700)
                 path = folder / f"page-{name}.png"
                 page.screenshot(path=path, full_page=name == "phone")
                 page.click("#mend")
-                page.wait_for_selector('[data-sensor="depth"].ok', timeout=20_000)
+                page.wait_for_selector('[data-sensor="depth"].ok', timeout=60_000)
             print(f"{path}: depth was missing on the page {1000.0 * took_s:.0f} ms after its button was pressed")
     return 0
 

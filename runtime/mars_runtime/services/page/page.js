@@ -81,7 +81,7 @@ function show(decision) {
   }
   bars(byId("experts"), decision.experts.map(({ id, gate }) => [`expert ${id}`, gate, `${Math.round(100 * gate)} %`]));
   const { total, capture_wait: waited, ...stages } = decision.latency_ms;
-  scaleMs = Math.max(0.98 * scaleMs, total, 0.1);
+  scaleMs = Math.max(0.9 * scaleMs, total, 0.1);
   bars(byId("latency"), Object.entries(stages).map(([name, ms]) => [name, ms / scaleMs, `${ms.toFixed(2)} ms`]));
   text(byId("total"), `${total.toFixed(2)} ms`);
   text(byId("truth"), decision.truth === null ? "" : `simulated: ${decision.truth} is on stage (the model does not see this)`);
