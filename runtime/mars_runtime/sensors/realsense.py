@@ -183,7 +183,8 @@ def _load() -> Any:
 def _in_words(error: RuntimeError) -> str:
     text = " ".join(str(error).split())
     if "errno=16" in text or "busy" in text.lower():
-        return f"busy: another program or sensor uses this stream ({text})"
+        hint = "depth and ir share one sensor: take one as its node, v4l2:/dev/videoN?format=Z16 or GREY"
+        return f"busy: another program or sensor uses it; {hint} ({text})"
     if "errno=13" in text or "denied" in text.lower():
         return f"permission denied: install librealsense's udev rules ({text})"
     return text
