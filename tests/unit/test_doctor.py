@@ -16,7 +16,7 @@ from mars_edge.cli import main
 from mars_edge.errors import SensorError
 from mars_edge.faults import parse_fault
 from mars_edge.modality import Modality
-from mars_runtime import fingerprint
+from mars_runtime import examination, fingerprint
 from mars_runtime.commands import doctor
 from mars_runtime.diagnosis import RULES, diagnose
 from mars_runtime.examination import Measured, examine, modality_of, slow_link
@@ -209,6 +209,7 @@ class Strobed:
         self._clock = clock
         self._generator = np.random.default_rng(0)
         self._index = 0
+        self.closed = 0
 
     def open(self) -> None: ...
 
@@ -220,7 +221,8 @@ class Strobed:
         data[::5] += np.uint8(90 * (self._index % 2))
         return Frame(data=data, sequence=self._index, captured_s=self._clock() - 0.5)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed += 1
 
 
 def test_a_strobe_is_seen_and_the_picture_judged_by_its_bright_phase() -> None:
@@ -373,6 +375,30 @@ def test_a_sensor_error_while_listening_keeps_what_was_measured_before() -> None
                 raise SensorError("strobed: unplugged", gone=True)
             return super().read(timeout_s)
 
-    measured, _ = examine(Dies(clock), "x", None, seconds=5.0, clock=clock)
+    driver = Dies(clock)
+    measured, _ = examine(driver, "x", None, seconds=5.0, clock=clock)
+    assert driver.closed == 1
     assert (measured.samples, measured.error, measured.gone) == (20, "strobed: unplugged", True)
     assert causes(measured)[0] == "not there"
+
+
+def test_the_longest_gap_is_between_two_samples_and_not_the_usual_one() -> None:
+    clock = Time()
+
+    class Stutters(Strobed):
+        def read(self, timeout_s: float) -> Frame:
+            if self._index == 10:
+                self._clock.sleep(0.4)
+            return super().read(timeout_s)
+
+    measured, _ = examine(Stutters(clock), "x", None, seconds=2.0, clock=clock)
+    assert measured.longest_gap_s == pytest.approx(0.45)
+    assert "gaps" in causes(measured)
+
+
+def test_samples_for_learning_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "MOST_KEPT_BYTES", 10 * 64 * 64)
+    clock = Time()
+    measured, listener = examine(Strobed(clock), "x", None, seconds=2.0, keep=True, clock=clock)
+    assert (len(listener.kept), measured.samples > 30) == (10, True)
+    assert not examine(Strobed(clock), "x", None, seconds=0.2, clock=clock)[1].kept

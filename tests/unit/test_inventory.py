@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -119,17 +121,42 @@ def test_a_device_that_cannot_be_opened_says_why_and_one_that_gives_a_sample_wor
 
 
 def test_a_device_that_opens_but_stays_silent_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
     class Silent:
         def open(self) -> None: ...
 
         def read(self, timeout_s: float) -> None:
             time.sleep(timeout_s)
 
-        def close(self) -> None: ...
+        def close(self) -> None:
+            closed.append(True)
 
     monkeypatch.setattr(inventory, "make_driver", lambda spec, modality, world: Silent())
     monkeypatch.setattr(inventory, "_FIRST_SAMPLE_S", 0.3)
     assert probed(CAMERA).state == "opens, but gave no sample within 0.3 s"
+    assert closed
+
+
+def test_microphones_are_named_where_a_name_is_enough_and_numbered_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def entry(index: int, name: str, inputs: int) -> dict[str, object]:
+        rate_hz = 48000.0
+        return {
+            "index": index, "name": name, "hostapi": 0, "max_input_channels": inputs, "default_samplerate": rate_hz,
+        }  # fmt: skip
+
+    fake = types.SimpleNamespace(
+        query_hostapis=lambda: [{"name": "ALSA"}],
+        query_devices=lambda: [entry(0, "Speaker", 0), entry(1, "Twin", 1), entry(2, "Array", 4), entry(3, "Twin", 1)],
+    )
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    assert inventory.microphones() == [
+        Device(kind="microphone", source="audio:1", name="Twin", detail="ALSA, 48000 Hz"),
+        Device(kind="microphone", source="audio:Array", name="Array", detail="ALSA, 48000 Hz"),
+        Device(kind="microphone", source="audio:3", name="Twin", detail="ALSA, 48000 Hz"),
+    ]
 
 
 def test_a_machine_without_sensors_is_no_error(

@@ -236,3 +236,19 @@ def test_a_missing_package_and_a_missing_library_say_what_to_install(monkeypatch
 def test_a_microphone_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(microphone, "require_portaudio", lambda: None)
     assert isinstance(make_driver(parse_flag("voice=audio:"), VOICE, World(0, 15.0)), IsolatedDriver)
+
+
+def test_two_channels_are_heard_as_their_mean_and_each_hop_has_its_own_time(portaudio: type[Stream]) -> None:
+    portaudio.refuse = staticmethod(lambda rate_hz, channels: rate_hz == 44100 or channels == 1)
+    driver = Microphone("", VOICE)
+    driver.open()
+    fine = types.SimpleNamespace(input_overflow=False)
+    left_only = np.tile(np.array([[0.5, 0.0]], np.float32), (VOICE.window_samples + 400, 1))
+    driver._hear(left_only, len(left_only), None, fine)
+    first, second = driver.read(0.0), driver.read(0.0)
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.data, np.full(VOICE.window_samples, 0.25, np.float32))
+    assert first.captured_s is not None
+    assert second.captured_s is not None
+    assert second.captured_s - first.captured_s == pytest.approx(0.05, abs=1e-6)
