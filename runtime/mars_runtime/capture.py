@@ -75,11 +75,13 @@ class Counts:
     Attributes:
         dropped: samples replaced by a newer one before they were taken.
         reconnects: times the device was opened again.
+        overflows: samples before which the source itself lost something.
     """
 
     received: int
     dropped: int
     reconnects: int
+    overflows: int = 0
 
 
 class Mailbox:
@@ -96,6 +98,7 @@ class Mailbox:
         self._failure: Exception | None = None
         self.dropped = 0
         self.received = 0
+        self.overflows = 0
 
     def put(self, sample: Sample | None, *events: Event) -> None:
         """Store a sample, if any, and the events that go with it, in one step."""
@@ -103,6 +106,7 @@ class Mailbox:
             if sample is not None:
                 self.dropped += self._sample is not None
                 self.received += 1
+                self.overflows += "overflow" in sample.frame.flags
                 self._sample = sample
             self._events.extend(events)
         self._doorbell.ring()
@@ -296,7 +300,8 @@ class Capture:
     def counts(self) -> Counts:
         """Samples and reconnects so far; any thread may ask."""
         reconnects = max(0, self._connection.opened - 1)
-        return Counts(received=self.mailbox.received, dropped=self.mailbox.dropped, reconnects=reconnects)
+        box = self.mailbox
+        return Counts(received=box.received, dropped=box.dropped, reconnects=reconnects, overflows=box.overflows)
 
     @property
     def waiting(self) -> bool:

@@ -117,6 +117,14 @@ def test_a_newer_frame_replaces_an_older_one_and_the_loss_is_counted() -> None:
     assert (mailbox.received, mailbox.dropped) == (5, 4)
 
 
+def test_what_a_source_says_it_lost_is_counted_even_where_the_sample_is_replaced() -> None:
+    mailbox = Mailbox(Doorbell())
+    for flags in (frozenset({"overflow"}), frozenset(), frozenset({"overflow"})):
+        mailbox.put(Sample(frame=frame(flags=flags), at_s=1.0), seen(1.0))
+    mailbox.put(None, seen(2.0))
+    assert mailbox.overflows == 2
+
+
 def test_every_frame_is_handed_out_once_or_counted_as_dropped_across_threads() -> None:
     mailbox, taken, total = Mailbox(Doorbell()), [], 3000
 

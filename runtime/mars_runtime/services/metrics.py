@@ -120,6 +120,9 @@ class _Counted:
             "reconnects": CounterMetricFamily(
                 "mars_edge_reconnects", "Times the device was opened again.", labels=["sensor"]
             ),
+            "overflows": CounterMetricFamily(
+                "mars_edge_overflows", "Samples before which the source itself lost something.", labels=["sensor"]
+            ),
         }
         for name, counts in self._counts().items():
             for field, family in families.items():
