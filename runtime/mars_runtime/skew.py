@@ -6,11 +6,15 @@ never skewed.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mars_runtime.health import Evidence
 from mars_runtime.limits import Limits
+
+# Rates are read back from devices: 29.97 Hz is as fast as 30.
+_AS_FAST = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +28,13 @@ class Stamp:
 def skewed(stamps: Mapping[str, Stamp]) -> dict[str, Evidence]:
     """Sensors that differ from the reference by more than their `skew_after_s`, and by how much.
 
-    The reference is the fastest sensor, of several the first in fusion order: the one whose sample is newest as a rule.
+    The reference is the middle stamp among the fastest sensors, of two the newer: one sensor that falls silent, or
+    whose clock is off, is then the one that differs, and not all the others.
     """
     if len(stamps) < 2:
         return {}
-    reference = min(stamps, key=lambda name: stamps[name].limits.period_s)
-    at_s = stamps[reference].stamped_s
+    fastest_s = min(stamp.limits.period_s for stamp in stamps.values())
+    quick = [stamp.stamped_s for stamp in stamps.values() if stamp.limits.period_s <= _AS_FAST * fastest_s]
+    at_s = statistics.median_high(quick)
     found = {name: (abs(stamp.stamped_s - at_s), stamp.limits.skew_after_s) for name, stamp in stamps.items()}
     return {name: {"skew_s": by_s, "limit_s": most_s} for name, (by_s, most_s) in found.items() if by_s > most_s}
