@@ -412,3 +412,17 @@ def rtsp_answer(line: bytes) -> str:
 def test_the_status_of_rtsp_is_said_in_words_and_another_protocol_is_named() -> None:
     assert rtsp_answer(b"RTSP/1.0 404 Not Found") == "rtsp 404: nothing is at /cam"
     assert rtsp_answer(b"HTTP/1.1 400 Bad Request").endswith("answers, but not in rtsp")
+
+
+def test_opening_a_stream_leaves_no_option_behind_for_the_video_files_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for before in (None, "fflags;discardcorrupt"):
+        monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+        if before is not None:
+            monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", before)
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            with pytest.raises(SensorError):
+                NetworkCamera(f"http://127.0.0.1:{nobody.getsockname()[1]}/x", rate_hz=15.0).open()
+        assert os.environ.get("OPENCV_FFMPEG_CAPTURE_OPTIONS") == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mars_edge.errors import SensorError
@@ -15,6 +17,7 @@ from mars_runtime.sensors.vision import load_opencv, to_rgb
 _OPEN_TIMEOUT_MS = 3800
 _READ_TIMEOUT_MS = 1000
 # By default FFmpeg studies a stream for seconds before it hands out the first frame, late by as much ever after.
+_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _OPTIONS = "rtsp_transport;tcp|fflags;nobuffer|analyzeduration;300000"
 
 
@@ -34,10 +37,10 @@ class NetworkCamera:
             SensorError: why there is no stream: no such host, refused, silent, 401, 404, nothing to decode.
         """
         self.close()
-        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _OPTIONS)
         self._cv2 = cv2 = load_opencv()
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
-        self._capture = cv2.VideoCapture(self._url, cv2.CAP_FFMPEG, limits)
+        with _capture_options():
+            self._capture = cv2.VideoCapture(self._url, cv2.CAP_FFMPEG, limits)
         if not self._capture.isOpened():
             self.close()
             raise SensorError(f"{self.traits.description}: {why_no_stream(self._url)}")
@@ -72,3 +75,15 @@ class NetworkCamera:
         capture, self._capture = self._capture, None
         if capture is not None:
             capture.release()
+
+
+@contextmanager
+def _capture_options() -> Iterator[None]:
+    """OpenCV takes FFmpeg's options from the environment alone; video files of the same process must not get them."""
+    before = os.environ.get(_VARIABLE)
+    os.environ.setdefault(_VARIABLE, _OPTIONS)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
