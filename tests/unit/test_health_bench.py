@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mars_runtime.facts import FactFinder
 from mars_runtime.grading import bounds
 from mars_runtime.grading.bounds import Bounds, beyond
 from mars_runtime.grading.delays import FAULT_S, Grade, Trial, grade, trials
+from mars_runtime.grading.gap import NO_FAULT, Cost, Phase
 from mars_runtime.grading.quiet import Hours, normal_streams
 from mars_runtime.grading.scenery import RATE_HZ, STREAMS, SensorName, samples, source
 from mars_runtime.grading.sensor import LATENCY_S, Clock, HealthySensor, StepFeed, there_and_back
@@ -173,6 +175,24 @@ def test_each_way_to_be_worse_than_the_bounds_is_a_line() -> None:
     ]
 
 
+def test_a_model_that_errs_although_the_mask_is_right_is_beyond_its_bound() -> None:
+    def cost(fault: str, phase: Phase, right: int, wrong: int) -> Cost:
+        sensor = "" if fault == NO_FAULT else "ir"
+        return Cost(fault=fault, sensor=sensor, right=Counter({phase: right}), wrong=Counter({phase: wrong}))
+
+    well = [
+        cost(NO_FAULT, "gap", 95, 5),
+        cost("off", "masked", 95, 5),
+        cost("stuck", "gap", 0, 9),
+        Cost(fault="a", sensor="ir"),
+    ]
+    ill = [cost(NO_FAULT, "gap", 94, 6), cost("off", "masked", 9, 1)]
+    assert beyond(bounds.load(), [], [], [*well, *ill]) == [
+        "without a fault: 94.0% of the decisions right, at least 95.0% wanted",
+        "off on ir, masked: 90.0% of the decisions right, at least 95.0% wanted",
+    ]
+
+
 def test_every_bound_is_of_a_fault_and_a_stream_there_is() -> None:
     shipped = bounds.load()
     assert {fault for fault, _ in shipped.faults} <= set(FAULTS)
@@ -221,7 +241,7 @@ def test_the_command_ends_with_1_exactly_when_something_is_beyond_its_bound(
     assert json.loads(capsys.readouterr().out)["beyond"] == []
 
     def strict(path: Path | None) -> Bounds:
-        return Bounds(within=1.0, early=0.0, masks_per_hour=-1.0, alarms_per_hour=shipped.alarms_per_hour)
+        return replace(shipped, masks_per_hour=-1.0)
 
     shipped = bounds.load()
     monkeypatch.setattr(bounds, "load", strict)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     pool, learned = (_FAST_STRETCH, _FAST_LEARNED) if options.fast else (_STRETCH, _LEARNED)
     lived: list[Hours] = list(normal_streams(hours / _STREAMS, pool=pool, learn_from=learned, seed=5))
     found = _costs(options, seeds)
-    report = Report(grades=grades, hours=lived, costs=found, beyond=bounds.beyond(allowed, grades, lived))
+    report = Report(grades=grades, hours=lived, costs=found, beyond=bounds.beyond(allowed, grades, lived, found))
     _print(report, options)
     return 1 if report.beyond else 0
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mars_edge.errors import UsageError
 from mars_runtime.grading.delays import Grade
+from mars_runtime.grading.gap import NO_FAULT, Cost
 from mars_runtime.grading.quiet import Hours
 
 
@@ -31,6 +32,8 @@ class Bounds:
         early: most trials, as a share, in which something is reported before the fault.
         masks_per_hour: most masks of a healthy sensor.
         alarms_per_hour: by stream, most reports "degraded" that the fault table does not call for there.
+        healthy_accuracy: least share of a model's decisions that are right while no sensor is broken.
+        masked_accuracy: the same while the broken sensor is masked; one that abstains is not counted.
         faults: by fault and sensor, for faults of content.
     """
 
@@ -38,6 +41,8 @@ class Bounds:
     early: float
     masks_per_hour: float
     alarms_per_hour: Mapping[str, float]
+    healthy_accuracy: float
+    masked_accuracy: float
     faults: Mapping[tuple[str, str], Bound] = field(default_factory=dict)
 
 
@@ -74,13 +79,15 @@ def _built(table: Mapping[str, Any]) -> Bounds:
         early=float(table["transport"]["early"]),
         masks_per_hour=float(table["normal"]["masks_per_hour"]),
         alarms_per_hour={name: float(most) for name, most in table["normal"]["alarms_per_hour"].items()},
+        healthy_accuracy=float(table["decisions"]["healthy_accuracy"]),
+        masked_accuracy=float(table["decisions"]["masked_accuracy"]),
         faults=faults,
     )
 
 
-def beyond(bounds: Bounds, grades: Sequence[Grade], hours: Sequence[Hours]) -> list[str]:
+def beyond(bounds: Bounds, grades: Sequence[Grade], hours: Sequence[Hours], costs: Sequence[Cost] = ()) -> list[str]:
     """What is worse than the bounds, a line each; empty when all is well."""
-    return [*_late(bounds, grades), *_wrong(bounds, hours)]
+    return [*_late(bounds, grades), *_wrong(bounds, hours), *_costly(bounds, costs)]
 
 
 def _late(bounds: Bounds, grades: Sequence[Grade]) -> Iterator[str]:
@@ -108,6 +115,16 @@ def _wrong(bounds: Bounds, hours: Sequence[Hours]) -> Iterator[str]:
         if each.false_alarms > most:
             count = f"{each.false_alarms} false alarms in {each.hours:g} hours"
             yield f"{where}: {count}, at most {most:g} wanted ({_reasons(each)})"
+
+
+def _costly(bounds: Bounds, costs: Sequence[Cost]) -> Iterator[str]:
+    for each in costs:
+        healthy = each.fault == NO_FAULT
+        accuracy = each.accuracy("gap" if healthy else "masked")
+        least = bounds.healthy_accuracy if healthy else bounds.masked_accuracy
+        if accuracy is not None and accuracy < least:
+            where = "without a fault" if healthy else f"{each.fault} on {each.sensor}, masked"
+            yield f"{where}: {accuracy:.1%} of the decisions right, at least {least:.1%} wanted"
 
 
 def _reasons(hours: Hours) -> str:
