@@ -28,7 +28,7 @@ from mars_runtime.policy import Outcome
 from mars_runtime.region import Box, Finder, RegionSettings, RegionState
 from mars_runtime.sensors.pace import Clock
 from mars_runtime.tick import LoopState, Plan, Readings, Tick
-from mars_runtime.track import Track
+from mars_runtime.track import NO_SAMPLE, Track
 
 _RATE_LIMIT_HZ = 60.0
 # Without a new sample a decision is made all the same: somebody must say that the sensors are silent.
@@ -237,7 +237,8 @@ class Pipeline:
         present = tuple(name for name in self._manifest.names if name in tensors or name in cached)
         readings = Readings(begin_s=begin_s, prepared_s=prepared_s, end_s=self._clock(), utc_s=self._utc())
         waited_s = max((begin_s - fresh[name].at_s for name in tensors), default=0.0)
-        decision = self._decision(plan, readings, present, skewed, inference, failure, waited_s)
+        faceless = boxes is None
+        decision = self._decision(plan, readings, present, skewed, inference, failure, waited_s, faceless)
         self._seq += 1
         if self._witness is not None and before is not None:
             self._witness(self._tick(before, plan, readings, decision))
@@ -306,11 +307,14 @@ class Pipeline:
         inference: Inference | None,
         failure: str | None,
         waited_s: float,
+        faceless: bool,
     ) -> Decision:
         end_s = readings.end_s
-        summaries = {name: self._summary(name, end_s, skewed) for name in self._manifest.names}
+        summaries = {name: self._summary(name, end_s, skewed, faceless) for name in self._manifest.names}
         late_s = 0.0 if plan.deadline_s is None else max(0.0, end_s - plan.deadline_s)
-        outcome = self._outcome(present, summaries, inference, failure, late_s, end_s)
+        # Without a face no sensor is used; the policy still asks which ones are well.
+        usable = tuple(n for n, s in summaries.items() if s.status != "missing") if faceless else present
+        outcome = self._outcome(usable, summaries, inference, failure, late_s, end_s)
         features = [self._tracks[name].feature for name in present]
         used_s = [feature.shown_s for feature in features if feature is not None]
         segmented = outcome.shares is not None and inference is not None
@@ -352,12 +356,15 @@ class Pipeline:
             held=held or (f"made {1000.0 * late_s:.1f} ms after its deadline" if late else None),
         )
 
-    def _summary(self, name: str, now_s: float, skewed: Mapping[str, Evidence]) -> Summary:
+    def _summary(self, name: str, now_s: float, skewed: Mapping[str, Evidence], faceless: bool) -> Summary:
         """What the mask of this decision says."""
         track = self._tracks.get(name)
         if track is None:
             return NOT_CONFIGURED
-        found = track.summary(now_s)
+        found = track.summary(now_s, needs_feature=not faceless)
+        if found.reason == NO_SAMPLE and self._finder is not None:
+            # It is well: the face is outside its picture.
+            found = replace(found, reason=region.NO_FACE)
         return replace(found, status="missing", reason="skew", evidence=skewed[name]) if name in skewed else found
 
     def _tick(self, before: LoopState, plan: Plan, readings: Readings, decision: Decision) -> Tick:

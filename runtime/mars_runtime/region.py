@@ -3,7 +3,8 @@
 Axes: H height, W width. Boxes are in pixels, x to the right and y down; "reference" is the picture of the first image
 modality, into whose pixels every other sensor's are mapped.
 Design decision: finding is a pure function of (state, samples, now), as health is; a recording holds the state, so that
-a replay crops alike. Nothing is decided on a whole picture where a face was asked for and none was found.
+a replay crops alike. Nothing is decided on a whole picture where a face was asked for and none was found. A picture
+that shows no face outweighs a depth picture in which something is near: a hand is no face.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _HEAD_RATIO = 1.35
 _NEAREST_PERCENT = 2.0
 _YUNET_SCORE = 0.7
 _SMALLEST_PX = 8.0
+# The cascade looks for faces of a sixth of the picture's shorter side and more; so many pixels show the smallest.
+_HAAR_PX = 160
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 """A homography: pixels of one picture to pixels of another."""
@@ -76,8 +79,9 @@ class RegionSettings:
         yunet: path of a YuNet model for OpenCV; None takes the Haar cascade that OpenCV brings.
         to_reference: by sensor, a homography into the reference picture; where there is none, both see the same field.
         margin: of the longer side, added on every side.
-        every_s: how often a face is looked for; between that the last region is used.
-        keep_s: how long the last region is used when no face is found.
+        every_s: how often a face is looked for, also while there is none; between that the last region is used.
+        keep_s: how long the last region is used when no face is found, and how long after the last 8-bit picture the
+            nearest head is taken from depth.
     """
 
     yunet: str | None = None
@@ -95,12 +99,14 @@ class RegionState:
         face: in the reference picture.
         seen_s, sensor: when, and on which sensor, it was found.
         looked_s: when a face was looked for last.
+        bright_s: when an 8-bit picture, in which a face shows, came last.
         sizes: height and width of each sensor's newest picture.
     """
 
     face: Box | None = None
     seen_s: float = 0.0
     looked_s: float | None = None
+    bright_s: float | None = None
     sensor: str | None = None
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -113,7 +119,9 @@ class Detector(Protocol):
 
 
 class Haar:
-    """The frontal-face cascade that OpenCV's wheel holds; for faces that look at the camera.
+    """The frontal-face cascade that OpenCV's wheel holds; for faces that look at the camera, 160 pixels at most high.
+
+    Larger pictures are made smaller first: the smallest face looked for is a sixth of the shorter side all the same.
 
     Source: Viola and Jones, CVPR 2001; the cascade is OpenCV's.
     """
@@ -128,9 +136,12 @@ class Haar:
         """See `Detector.find`."""
         cv2 = load_opencv()
         grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        scale = min(1.0, _HAAR_PX / min(grey.shape))
+        if scale < 1.0:
+            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         least = max(24, min(grey.shape) // 6)
         found = self._cascade.detectMultiScale(cv2.equalizeHist(grey), 1.1, 4, minSize=(least, least))
-        return _largest([tuple(map(float, box)) for box in found])
+        return _largest([tuple(float(value) / scale for value in box) for box in found])
 
 
 class YuNet:
@@ -213,7 +224,7 @@ class Finder:
             known = ", ".join(m.name for m in pictures)
             raise UsageError(f"the calibration names {unknown[0]!r}; the model's pictures: {known}")
         self._settings = settings
-        self._pictures = sorted(pictures, key=lambda m: m.dtype == "uint16")
+        self._pictures = sorted(pictures, key=_is_depth)
         self._detector: Detector = Haar() if settings.yunet is None else YuNet(settings.yunet)
         self._reference = pictures[0].name
 
@@ -222,7 +233,12 @@ class Finder:
     ) -> tuple[RegionState, Mapping[str, Box] | None]:
         """The new state, and the box of every picture among `samples`; None where there is no face to crop to."""
         sizes = {p.name: _size(samples[p.name]) for p in self._pictures if p.name in samples}
-        state = self._looked(replace(state, sizes={**state.sizes, **sizes}), samples, now_s)
+        if sizes.get(self._reference) not in (None, state.sizes.get(self._reference)):
+            # What was found in pixels of another sensor, or of another picture, is no place in this one.
+            state = replace(state, face=None, looked_s=None)
+        bright = any(not _is_depth(p) for p in self._pictures if p.name in samples)
+        state = replace(state, sizes={**state.sizes, **sizes}, bright_s=now_s if bright else state.bright_s)
+        state = self._looked(state, samples, now_s)
         if state.face is None or now_s - state.seen_s > self._settings.keep_s:
             return replace(state, face=None), None
         face = state.face.grown(self._settings.margin)
@@ -233,14 +249,20 @@ class Finder:
         }
 
     def _looked(self, state: RegionState, samples: Mapping[str, NDArray[Any]], now_s: float) -> RegionState:
-        recent = state.looked_s is not None and now_s - state.looked_s < self._settings.every_s
-        if recent and state.face is not None:
+        if state.looked_s is not None and now_s - state.looked_s < self._settings.every_s:
             return state
-        for picture in self._pictures:
-            if picture.name in samples and (box := self._detected(picture, samples[picture.name])) is not None:
+        pictures = self._worth_a_look(state, samples, now_s)
+        for picture in pictures:
+            if (box := self._detected(picture, samples[picture.name])) is not None:
                 face = box.mapped(self._to_reference(picture.name, state.sizes))
                 return replace(state, face=face, seen_s=now_s, looked_s=now_s, sensor=picture.name)
-        return replace(state, looked_s=now_s) if samples else state
+        return replace(state, looked_s=now_s) if pictures else state
+
+    def _worth_a_look(self, state: RegionState, samples: Mapping[str, NDArray[Any]], now_s: float) -> list[Modality]:
+        """The pictures there are, depth only once no other sensor has shown anything for a while."""
+        there = [picture for picture in self._pictures if picture.name in samples]
+        dark = state.bright_s is None or now_s - state.bright_s > self._settings.keep_s
+        return there if dark else [picture for picture in there if not _is_depth(picture)]
 
     def _detected(self, picture: Modality, sample: NDArray[Any]) -> Box | None:
         flat = sample[..., 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample
@@ -257,6 +279,10 @@ class Finder:
             return given
         (height, width), (high, wide) = sizes[name], sizes.get(self._reference, sizes[name])
         return ((wide / width, 0.0, 0.0), (0.0, high / height, 0.0), (0.0, 0.0, 1.0))
+
+
+def _is_depth(modality: Modality) -> bool:
+    return modality.dtype == "uint16"
 
 
 def _size(picture: NDArray[Any]) -> tuple[int, int]:

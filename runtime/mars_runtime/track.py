@@ -22,6 +22,8 @@ from mars_runtime.limits import Limits, kind_of, limits_of
 from mars_runtime.region import Box
 from mars_runtime.sensors.driver import Traits
 
+NO_SAMPLE = "no sample"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
@@ -170,12 +172,15 @@ class Track:
             self._state = replace(self.state, feature=None)
         return self.feature
 
-    def summary(self, now_s: float) -> Summary:
-        """What a decision at `now_s` says; a usable sensor without a young feature is missing as well."""
+    def summary(self, now_s: float, *, needs_feature: bool = True) -> Summary:
+        """What a decision at `now_s` says; a usable sensor without a young feature is missing as well.
+
+        Not so with `needs_feature` off, for a decision that uses no sensor.
+        """
         found = health.summary(self.health, now_s)
         if self.state.shown_s not in (None, self.health.sample_s):
             found = replace(found, age_s=max(0.0, now_s - self.state.shown_s))
-        if self.health.present and self.feature is None:
+        if needs_feature and self.health.present and self.feature is None:
             stale = found.age_s is not None and found.age_s > self.limits.stale_after_s
-            return replace(found, status="missing", reason="stale" if stale else "no sample")
+            return replace(found, status="missing", reason="stale" if stale else NO_SAMPLE)
         return found

@@ -15,6 +15,9 @@ from mars_edge.modality import Modality
 from mars_edge.rig import modalities, render, sample_scene, true_depth_mm
 from mars_runtime import region
 from mars_runtime.region import Box, Finder, RegionSettings, RegionState
+from mars_runtime.sensors.pictures import load_picture
+from tests.fake_engine import RIG, manifest
+from tests.unit.test_pipeline import Bench
 
 RGB, DEPTH, IR = modalities()
 
@@ -140,7 +143,7 @@ def test_the_last_region_is_used_for_a_moment_and_then_there_is_none() -> None:
         assert (boxes is not None) is there, now_s
 
 
-def test_a_face_is_looked_for_five_times_a_second_and_at_once_while_there_is_none() -> None:
+def test_a_face_is_looked_for_five_times_a_second_whether_there_is_one_or_not() -> None:
     made, detector = finder(Box(x=40.0, y=30.0, width=32.0, height=32.0))
     state = RegionState()
     for step in range(30):
@@ -150,7 +153,7 @@ def test_a_face_is_looked_for_five_times_a_second_and_at_once_while_there_is_non
     state = RegionState()
     for step in range(30):
         state, _ = made.find(state, {"rgb": COLOUR}, step / 30.0)
-    assert detector.asked == 30
+    assert detector.asked == 5
 
 
 def test_depth_is_asked_only_when_colour_and_infrared_are_gone() -> None:
@@ -160,6 +163,34 @@ def test_depth_is_asked_only_when_colour_and_infrared_are_gone() -> None:
     assert boxes is None and detector.asked == 2
     state, boxes = made.find(RegionState(), {"depth": frames["depth"]}, 1.0)
     assert boxes is not None and state.sensor == "depth" and detector.asked == 2
+
+
+def test_a_hand_before_the_camera_is_no_face_while_a_picture_shows_none() -> None:
+    made, detector = finder(None)
+    depth = render(scene(3), "depth")
+    state, boxes = made.find(RegionState(), {"rgb": COLOUR, "depth": depth}, 1.0)
+    assert boxes is None and detector.asked == 1
+    state, boxes = made.find(state, {"depth": depth}, 1.9)
+    assert boxes is None
+    state, boxes = made.find(state, {"depth": depth}, 2.1)
+    assert boxes is not None and state.sensor == "depth" and detector.asked == 1
+
+
+def test_a_tick_with_depth_alone_does_not_use_up_the_look_at_a_picture() -> None:
+    made, detector = finder(Box(x=40.0, y=30.0, width=32.0, height=32.0))
+    state, _ = made.find(RegionState(), {"rgb": COLOUR}, 1.0)
+    state, _ = made.find(state, {"depth": NOTHING}, 1.25)
+    state, _ = made.find(state, {"rgb": COLOUR}, 1.3)
+    assert detector.asked == 2 and state.seen_s == 1.3
+
+
+def test_a_region_in_pixels_of_a_picture_of_another_size_is_forgotten() -> None:
+    made, detector = finder(None)
+    depth = np.repeat(np.repeat(render(scene(3), "depth"), 2, axis=0), 2, axis=1)
+    state, boxes = made.find(RegionState(), {"depth": depth}, 1.0)
+    assert boxes is not None
+    state, boxes = made.find(state, {"rgb": COLOUR}, 1.05)
+    assert boxes is None and detector.asked == 1
 
 
 def test_equal_states_and_samples_give_equal_regions() -> None:
@@ -176,6 +207,73 @@ def test_the_cascade_is_there_and_finds_no_face_where_none_is() -> None:
     assert not haar._cascade.empty()
     noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
     assert haar.find(noise) is None and haar.find(np.zeros((120, 160), np.uint8)) is None
+
+
+@pytest.mark.parametrize(("name", "least"), [("rgb", 6), ("ir", 10)])
+def test_the_cascade_finds_most_rendered_faces_where_they_are(name: str, least: int) -> None:
+    haar, found = region.Haar(), 0
+    for number in range(12):
+        truth = true_depth_mm(scene(number))
+        rows, columns = np.nonzero(truth <= truth.min() + 120.0)
+        box = haar.find(np.ascontiguousarray(np.squeeze(render(scene(number), name))))
+        if box is None:
+            continue
+        x, y = box.x + box.width / 2, box.y + box.height / 2
+        found += columns.min() < x < columns.max() and rows.min() < y < rows.max()
+    assert found >= least
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_cascade_finds_a_face_of_a_photograph(scale: int) -> None:
+    cbook = pytest.importorskip("matplotlib.cbook")
+    picture = load_picture(Path(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    picture = np.repeat(np.repeat(picture, scale, axis=0), scale, axis=1)
+    # From ear to ear and from the hat to the chin, read off the photograph.
+    face = Box(x=165.0 * scale, y=135.0 * scale, width=200.0 * scale, height=195.0 * scale)
+    for sample in (picture, np.ascontiguousarray(picture[..., 1])):
+        box = region.Haar().find(sample)
+        assert box is not None and overlap(box, face) > 0.6
+
+
+def test_a_decision_without_a_face_says_so_and_blames_no_sensor() -> None:
+    bench = Bench(manifest(RIG), region=RegionSettings())
+    give(bench, "rgb", COLOUR)
+    give(bench, "depth", NOTHING)
+    decision = bench.tick()
+    assert (decision.outcome.verdict, decision.outcome.reason, decision.subset) == ("abstain", "no face", "none")
+    assert {n: s.status for n, s in decision.modalities.items()} == {"rgb": "ok", "depth": "ok", "ir": "missing"}
+    assert decision.alarm == () and bench.engine.calls == []
+    bench.now_s += 0.1
+    for name, frame in sample_face().items():
+        give(bench, name, frame)
+    bench.now_s += 0.05
+    decision = bench.tick()
+    assert decision.outcome.reason is None and decision.subset == "rgb+depth+ir"
+    assert bench.engine.calls == [({"rgb", "depth", "ir"}, set())]
+
+
+def test_a_sensor_whose_picture_does_not_show_the_face_takes_no_part() -> None:
+    far = ((1.0, 0.0, 500.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    bench = Bench(manifest(RIG), region=RegionSettings(to_reference={"ir": far}))
+    for name, frame in sample_face().items():
+        give(bench, name, frame)
+    decision = bench.tick()
+    assert decision.subset == "rgb+depth"
+    assert (decision.modalities["ir"].status, decision.modalities["ir"].reason) == ("missing", "no face")
+
+
+def sample_face() -> dict[str, NDArray[Any]]:
+    """A rendered face that the cascade finds in colour."""
+    for number in range(12):
+        picture = render(scene(number), "rgb")
+        if region.Haar().find(picture) is not None:
+            return {name: render(scene(number), name) for name in ("rgb", "depth", "ir")}
+    raise AssertionError("the cascade found no rendered face")
+
+
+def give(bench: Bench, name: str, data: NDArray[Any]) -> None:
+    bench.now_s += 1e-6
+    bench.feeds[name].give(data)
 
 
 def test_of_several_faces_the_largest_is_taken() -> None:

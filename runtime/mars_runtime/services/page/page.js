@@ -44,6 +44,10 @@ function because(evidence) {
   return Object.entries(evidence ?? {}).map(([name, value]) => `${name} ${value}`).join(", ");
 }
 
+function milliseconds(ms) {
+  return `${ms.toFixed(ms < 10 ? 2 : 1)} ms`;
+}
+
 function bars(list, rows) {
   list.classList.add("bars");
   while (list.children.length > rows.length) list.lastElementChild.remove();
@@ -82,8 +86,8 @@ function show(decision) {
   bars(byId("experts"), decision.experts.map(({ id, gate }) => [`expert ${id}`, gate, `${Math.round(100 * gate)} %`]));
   const { total, capture_wait: waited, ...stages } = decision.latency_ms;
   scaleMs = Math.max(0.9 * scaleMs, total, 0.1);
-  bars(byId("latency"), Object.entries(stages).map(([name, ms]) => [name, ms / scaleMs, `${ms.toFixed(2)} ms`]));
-  text(byId("total"), `${total.toFixed(2)} ms`);
+  bars(byId("latency"), Object.entries(stages).map(([name, ms]) => [name, ms / scaleMs, milliseconds(ms)]));
+  text(byId("total"), milliseconds(total));
   text(byId("truth"), decision.truth === null ? "" : `simulated: ${decision.truth} is on stage (the model does not see this)`);
 }
 
