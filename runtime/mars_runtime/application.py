@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mars_runtime.region import RegionSettings
     from mars_runtime.sensors.driver import Driver
     from mars_runtime.stream import Stream
 
@@ -26,6 +27,7 @@ def open_stream(
     latch_s: float = 0.0,
     unsafe: bool = False,
     health: Mapping[str, Mapping[str, Any]] | None = None,
+    region: RegionSettings | None = None,
     faults: Sequence[str] = (),
     live_faults: bool = False,
     seed: int = 0,
@@ -40,7 +42,7 @@ def open_stream(
         model: a .pte or .onnx file, or the name of a bundled model.
         sensors: by name, a source as after `--sensor NAME=`, or an object with `traits`, `open`, `read` and `close`;
             None is the simulated rig.
-        rate_hz, newest, deadline_s, latch_s, health: see `pipeline.Settings`.
+        rate_hz, newest, deadline_s, latch_s, health, region: see `pipeline.Settings`.
         require, on_missing, unsafe: as on the command line; without `unsafe` only stricter than the model's policy.
         faults: as after `--inject`, e.g. "depth=off@3s+4s".
         live_faults: `Stream.inject` may be called.
@@ -75,6 +77,7 @@ def open_stream(
             ),
             allow_uncertified=unsafe,
             health=health or {},
+            region=region,
         )
         witness = None
         if record is not None or flight_recorder is not None:
