@@ -20,6 +20,7 @@ from mars_runtime import examination, fingerprint
 from mars_runtime.commands import doctor
 from mars_runtime.diagnosis import RULES, diagnose
 from mars_runtime.examination import Measured, examine, modality_of, slow_link
+from mars_runtime.inventory import Device, Inventory
 from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.faulty import FaultyDriver
 from mars_runtime.sensors.simulated import SimulatedSensor, World
@@ -402,3 +403,24 @@ def test_samples_for_learning_are_kept_up_to_a_bound(monkeypatch: pytest.MonkeyP
     measured, listener = examine(Strobed(clock), "x", None, seconds=2.0, keep=True, clock=clock)
     assert (len(listener.kept), measured.samples > 30) == (10, True)
     assert not examine(Strobed(clock), "x", None, seconds=0.2, clock=clock)[1].kept
+
+
+def test_without_a_named_sensor_everything_that_devices_lists_is_examined(
+    own_time: Time, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = (Device(kind="camera", source="sim:rgb", name="Rig"),)
+    monkeypatch.setattr(doctor, "look", lambda *, probe: Inventory(devices=found, notes=("orbbec: not looked for",)))
+    assert main(["doctor", "--json"]) == 0
+    shown = capsys.readouterr()
+    reports = json.loads(shown.out)["sensors"]
+    assert [(report["name"], report["verdict"]) for report in reports] == [("camera0", "ok")]
+    assert shown.err == "mars-edge: orbbec: not looked for\n"
+
+
+def test_a_machine_without_sensors_has_nothing_to_examine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "look", lambda *, probe: Inventory(devices=(), notes=()))
+    assert main(["doctor"]) == 3
+    expected = "mars-edge: no camera and no microphone found; name a source: --sensor NAME=SOURCE\n"
+    assert capsys.readouterr().err == expected
