@@ -56,6 +56,7 @@ def open_stream(
         ModelFileError: the model file is damaged.
         EngineError: no engine is there for it, or its self-test failed.
     """
+    from mars_edge.errors import UsageError
     from mars_edge.faults import parse_fault
     from mars_runtime import policy
     from mars_runtime.engines import open_engine
@@ -67,6 +68,13 @@ def open_stream(
     try:
         manifest = opened.manifest
         given = dict(sensors) if sensors is not None else {spec.name: spec.source for spec in default_specs(manifest)}
+        if not given:
+            raise UsageError(f"sensors is empty; {manifest.name} takes: {', '.join(manifest.names)}")
+        for name, each in given.items():
+            if not isinstance(each, str | int) and not hasattr(each, "read"):
+                raise UsageError(f"sensors[{name!r}] is {each!r}, expected a source such as 'sim:' or 0, or a driver")
+        # 0 is the first camera, as on the command line.
+        given = {name: str(each) if isinstance(each, int) else each for name, each in given.items()}
         settings = Settings(
             rate_hz=rate_hz,
             newest=newest,

@@ -129,6 +129,11 @@ class Stream:
         """By sensor, what its capture thread counted; any thread may ask."""
         return {name: capture.counts for name, capture in self._sensors.captures.items()}
 
+    def errors(self) -> dict[str, str]:
+        """By sensor, the newest failure in its driver's words; sensors that never failed are left out."""
+        found = {name: capture.last_error for name, capture in self._sensors.captures.items()}
+        return {name: error for name, error in found.items() if error is not None}
+
     def inject(self, fault: Fault) -> None:
         """Break a sensor from `fault.start_s` seconds after now, beside the faults there are; any thread may ask.
 

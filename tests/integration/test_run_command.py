@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mars_edge import cli
-from mars_edge.errors import MarsEdgeError
+from mars_edge.errors import MarsEdgeError, UsageError
 from mars_edge.manifest import Manifest
 from mars_edge.modality import Modality
 from mars_runtime.commands import options
@@ -119,7 +119,7 @@ def test_no_sensor_ever_ends_with_exit_code_3(
     code, lines, stderr = run(capsys, "--sensors", str(tmp_path / "s.toml"), "--rate-hz", "60")
     assert code == 3
     assert {line["verdict"] for line in lines} <= {"abstain"}
-    assert stderr == "mars-edge: no sensor ever gave a sample (rgb: /dev/video97: no such device)\n"
+    assert stderr.splitlines()[-1] == "mars-edge: no sensor ever gave a sample (rgb: /dev/video97: no such device)"
 
 
 def digits_files(folder: Path, seconds: float = 0.4) -> tuple[Path, Path]:
@@ -365,3 +365,32 @@ def test_the_bundled_model_survives_a_depth_dropout(capsys: pytest.CaptureFixtur
     assert masked[0]["modalities"]["depth"]["age_ms"] <= 300
     assert all(line["subset"] == "rgb+ir" and "encode.depth" not in line["latency_ms"] for line in masked)
     assert lines[-1]["subset"] == "rgb+depth+ir"
+
+
+def test_a_sensor_that_cannot_be_opened_says_why_at_once_and_a_short_run_without_a_sample_is_exit_3(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines, errors = run(capsys, "--sensor", "rgb=/dev/video77", "--max-seconds", "1")
+    assert code == 3 and lines
+    assert errors == (
+        "mars-edge: rgb: /dev/video77: no such device\n"
+        "mars-edge: no sensor ever gave a sample (rgb: /dev/video77: no such device)\n"
+    )
+
+
+def test_sensors_that_make_no_sense_are_refused_in_an_application() -> None:
+    import mars_runtime
+
+    for sensors, message in (
+        ({}, "sensors is empty; face_antispoof takes: rgb, depth, ir"),
+        ({"rgb": 3.5}, "sensors['rgb'] is 3.5, expected a source such as 'sim:' or 0, or a driver"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            mars_runtime.open("face_antispoof.pte", sensors)  # type: ignore[arg-type]
+        assert str(caught.value) == message
+
+
+def test_a_recording_without_a_file_name_is_refused(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines, errors = run(capsys, "--record", ".", "--max-seconds", "1")
+    assert (code, lines) == (2, [])
+    assert errors.endswith("mars-edge: '.' names no file to record into\n")

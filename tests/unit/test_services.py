@@ -540,3 +540,29 @@ def test_a_broker_that_reads_nothing_costs_neither_time_nor_memory() -> None:
     finally:
         broker.close()
         sink.close()
+
+
+def test_a_broker_that_cannot_be_reached_is_told_once_and_what_was_dropped_at_the_end() -> None:
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        sink = mqtt.Mqtt(mqtt.broker_of(f"mqtt://{where}/t"), say=said.append)
+        until_s = time.monotonic() + 5.0
+        while not said and time.monotonic() < until_s:
+            time.sleep(0.01)
+        sink.write(decision(0))
+        sink.close()
+    assert said == [
+        f"MQTT broker {where} cannot be reached: decisions are dropped until it can",
+        f"MQTT broker {where}: 1 decisions were dropped",
+    ]
+
+
+@pytest.mark.parametrize("url", ["mqtt://h/a/#", "mqtt://h/a?b", "mqtt://h/a#b"])
+def test_a_topic_is_never_cut_short(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        mqtt.broker_of(url)
+    assert str(caught.value) == (
+        f"--mqtt {url!r}: a topic holds neither ? nor #; an example: mqtt://broker.local:1883/cameras/door"
+    )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mars_edge.errors import UsageError
+from mars_edge.errors import NoSensorError, UsageError
 from mars_edge.options import OneLineParser, positive
 from mars_runtime.commands.options import (
     add_engine_options,
@@ -108,11 +108,28 @@ def _say(line: str, options: argparse.Namespace) -> None:
 
 
 def _emit(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
-    lines, live = JsonLines(sys.stdout), _live_status(stream, options)
+    _decide(stream, sinks, options)
+    if not any(counts.received for counts in stream.counts().values()):
+        errors = "; ".join(f"{name}: {error}" for name, error in stream.errors().items())
+        raise NoSensorError(f"no sensor ever gave a sample ({errors or 'all were silent'})")
+
+
+def _complain(stream: Stream, said: dict[str, str], options: argparse.Namespace) -> None:
+    """Say why a sensor fails, in its driver's words, when it fails in another way than before."""
+    for name, error in stream.errors().items():
+        if said.get(name) != error:
+            said[name] = error
+            _say(f"{name}: {error}", options)
+
+
+def _decide(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
+    lines, live, said = JsonLines(sys.stdout), _live_status(stream, options), dict[str, str]()
     for decision in itertools.islice(stream.decisions(), options.max_decisions):
         if live is not None and sys.stdout.isatty():
             live.clear()
         lines.write(decision)
+        if live is None:
+            _complain(stream, said, options)
         for sink in sinks:
             sink.write(decision)
         if live is not None:

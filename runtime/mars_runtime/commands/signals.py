@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+# A closed terminal hangs up: what was recorded until then is kept too.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def stopping_on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `stop`, the second one kills as usual."""
+    """The first SIGINT, SIGTERM or SIGHUP calls `stop`, the second one kills as usual."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -21,7 +24,7 @@ def stopping_on_signals(stop: Callable[[], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
         yield
     finally:

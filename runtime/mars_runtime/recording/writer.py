@@ -57,8 +57,10 @@ def check_target(path: Path) -> None:
     """A recording never replaces a file.
 
     Raises:
-        UsageError: `path` or its partial exists, or its folder does not.
+        UsageError: `path` names no file, it or its partial exists, or its folder does not.
     """
+    if not path.name:
+        raise UsageError(f"{str(path)!r} names no file to record into")
     for taken in (path, partial(path)):
         if taken.exists():
             raise UsageError(f"{taken}: exists already; a recording does not replace a file")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
 
@@ -213,6 +214,8 @@ def _stream(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
     if scheme not in _STREAM_SCHEMES:
         raise UsageError(f"--sensor {spec.name}={spec.source}: unknown source {scheme + ':'!r}; allowed: {ALLOWED}")
     _need_kind(spec, modality, ("image",), "a video stream")
+    if not urlsplit(spec.source).hostname:
+        raise UsageError(f"--sensor {spec.name}={spec.source}: names no host")
     return IsolatedDriver(partial(NetworkCamera, spec.source, rate_hz=_rate_hz(spec, modality)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -50,6 +51,8 @@ def broker_of(url: str) -> Broker:
         raise UsageError(f"{where} is not mqtt://[USER@]HOST[:PORT]/TOPIC; an example: {_EXAMPLE}")
     if parts.password is not None:
         raise UsageError(f"--mqtt: the address holds a password, which every user of this machine sees; use {PASSWORD}")
+    if parts.query or parts.fragment or "#" in url:
+        raise UsageError(f"{where}: a topic holds neither ? nor #; an example: {_EXAMPLE}")
     if set(topic) & {"+", "#"}:
         raise UsageError(f"{where}: the topic {topic!r} holds a wildcard; allowed: none of + and #")
     tls = parts.scheme == "mqtts"
@@ -61,11 +64,14 @@ def broker_of(url: str) -> Broker:
 class Mqtt:
     """A sink that publishes; decisions are dropped and counted without a connection, and while 100 wait to be sent.
 
+    Args:
+        say: told in a line when the broker cannot be reached, when it can again, and in the end what was dropped.
+
     Raises:
         UsageError: the client library is not installed.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, say: Callable[[str], None] = lambda line: None) -> None:
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
@@ -75,6 +81,9 @@ class Mqtt:
         self._client = paho.Client(CallbackAPIVersion.VERSION2)
         self._sending: deque[Any] = deque()
         self.dropped = 0
+        self._say = say
+        self._lost = False
+        self._closed = False
         if broker.user is not None:
             self._client.username_pw_set(broker.user, os.environ.get(PASSWORD))
         if broker.tls:
@@ -82,7 +91,8 @@ class Mqtt:
         self._client.reconnect_delay_set(*_RECONNECT_S)
         self._client.will_set(self._status, "offline", qos=1, retain=True)
         self._client.on_connect = self._greet
-        self._closed = False
+        self._client.on_connect_fail = self._miss
+        self._client.on_disconnect = self._miss
         self._client.connect_async(broker.host, broker.port, keepalive=15)
         self._client.loop_start()
 
@@ -102,6 +112,18 @@ class Mqtt:
 
     def _greet(self, client: Any, *told: Any) -> None:
         client.publish(self._status, "online", qos=1, retain=True)
+        if self._lost:
+            self._lost = False
+            self._say(f"MQTT broker {self._where}: connected")
+
+    def _miss(self, *told: Any) -> None:
+        if not (self._lost or self._closed):
+            self._lost = True
+            self._say(f"MQTT broker {self._where} cannot be reached: decisions are dropped until it can")
+
+    @property
+    def _where(self) -> str:
+        return f"{self._broker.host}:{self._broker.port}"
 
     def write(self, decision: Decision) -> None:
         """Publish one decision, or drop it."""
@@ -125,6 +147,8 @@ class Mqtt:
             self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(1.0)
         self._client.disconnect()
         self._client.loop_stop()
+        if self.dropped:
+            self._say(f"MQTT broker {self._where}: {self.dropped} decisions were dropped")
 
 
 def _sent(message: Any) -> bool:

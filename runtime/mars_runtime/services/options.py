@@ -54,7 +54,7 @@ def services(options: argparse.Namespace, stream: Stream, manifest: Manifest) ->
     try:
         broker = None
         if options.mqtt is not None:
-            broker = Mqtt(broker_of(options.mqtt))
+            broker = Mqtt(broker_of(options.mqtt), say=lambda line: _say(line, options))
             sinks.append(broker)
         if options.serve is not None:
             sinks.append(_site(options, stream, _metrics(stream, manifest, broker)))
@@ -99,3 +99,8 @@ def _metrics(stream: Stream, manifest: Manifest, broker: Mqtt | None) -> Metrics
     except UsageError:
         # /metrics says what is missing; the page does not depend on it.
         return None
+
+
+def _say(line: str, options: argparse.Namespace) -> None:
+    if not options.quiet:
+        print(f"mars-edge: {line}", file=sys.stderr, flush=True)
