@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mars_edge.errors import MarsEdgeError, SensorError, UsageError
+from mars_edge.errors import MarsEdgeError, UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import CONTENT_FAULTS, Manifest
 from mars_edge.metrics import clopper_pearson
 from mars_edge.options import OneLineParser, positive
 from mars_edge.rig import ATTACKS, IDENTITIES, MODALITIES, render, sample_scene
-from mars_runtime.capture import Delivery, Doorbell, Sample
+from mars_runtime.capture import Doorbell
 from mars_runtime.decision import Decision
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.protocol import Engine
 from mars_runtime.facts import FactFinder
-from mars_runtime.health import Event, ReadFailed
+from mars_runtime.grading.sensor import Clock, StepFeed
 from mars_runtime.machine import this_machine
 from mars_runtime.pipeline import Pipeline, Settings
 from mars_runtime.sensors.driver import Frame, Traits
@@ -46,17 +46,6 @@ FAULT_S = 4.0
 FAULTS = ("cover", "unplug", "stuck")
 _CONFIDENCE = 0.95
 Frames = Mapping[str, Sequence[NDArray[Any]]]
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Simulated seconds."""
-
-    now_s: float = 0.0
-
-    def __call__(self) -> float:
-        """The time now."""
-        return self.now_s
 
 
 class Presented:
@@ -77,48 +66,6 @@ class Presented:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-class StepFeed:
-    """A sensor as the loop sees it, read once per step of the clock instead of by a thread."""
-
-    def __init__(self, driver: FaultyDriver, clock: Clock, finder: FactFinder) -> None:
-        self._driver = driver
-        self._clock = clock
-        self._finder = finder
-        self._delivery = Delivery(sample=None, events=())
-        self.received = 0
-        self.last_error: str | None = None
-
-    @property
-    def traits(self) -> Traits:
-        """The driver's."""
-        return self._driver.traits
-
-    @property
-    def waiting(self) -> bool:
-        """Whether this step brought a sample."""
-        return self._delivery.sample is not None
-
-    def step(self) -> None:
-        """Read once, as a capture thread would at this moment."""
-        at_s = self._clock()
-        try:
-            frame = self._driver.read(0.0)
-        except SensorError as error:
-            self.last_error = str(error)
-            self._delivery = Delivery(sample=None, events=(ReadFailed(at_s=at_s, gone=error.gone),))
-            return
-        events: tuple[Event, ...] = ()
-        if frame is not None:
-            self.received += 1
-            events = (self._finder.facts(frame, self.traits, at_s),)
-        self._delivery = Delivery(sample=None if frame is None else Sample(frame=frame, at_s=at_s), events=events)
-
-    def take(self) -> Delivery:
-        """What the step brought, once."""
-        taken, self._delivery = self._delivery, Delivery(sample=None, events=())
-        return taken
 
 
 @dataclass(kw_only=True)
@@ -176,7 +123,7 @@ def play(
     for index, name in enumerate(manifest.names):
         own = [fault] if fault.sensor == name else []
         driver = FaultyDriver(Presented(name, frames[name], clock), own, stream_s=clock, seed=seed + index)
-        feeds[name] = StepFeed(driver, clock, FactFinder.of(manifest.modality(name)))
+        feeds[name] = StepFeed(driver, FactFinder.of(manifest.modality(name)), clock)
     policy = manifest.policy if masking is None else replace(manifest.policy, masking_faults=tuple(masking))
     settings = Settings(policy=policy, rate_hz=RATE_HZ, gather_s=0.0)
     pipeline = Pipeline(engine, feeds, settings, doorbell=Doorbell(), clock=clock, utc=lambda: 0.0)
