@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mars_edge.cli import main
-from mars_edge.errors import SensorError
+from mars_edge.errors import SensorError, UsageError
 from mars_edge.faults import parse_fault
 from mars_edge.modality import Modality
 from mars_runtime import examination, fingerprint
@@ -424,3 +424,21 @@ def test_a_machine_without_sensors_has_nothing_to_examine(
     assert main(["doctor"]) == 3
     expected = "mars-edge: no camera and no microphone found; name a source: --sensor NAME=SOURCE\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seconds", "0.01"), "doctor: --seconds is 0.01; a sensor shows nothing in less than 0.5 s"),
+        (
+            ("--learn", "no/such/folder/x.json"),
+            "doctor: --learn no/such/folder/x.json: there is no folder no/such/folder",
+        ),
+    ],
+)
+def test_a_measurement_that_would_say_nothing_or_be_lost_is_refused_before_it_begins(
+    arguments: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        doctor.main(["--sensor", "rgb=sim:", *arguments])
+    assert str(caught.value) == message

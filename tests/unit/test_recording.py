@@ -27,6 +27,7 @@ from mars_runtime.capture import Delivery, Sample
 from mars_runtime.health import Ended, Health, ReadFailed, SampleSeen
 from mars_runtime.recording import open_channel, payload
 from mars_runtime.recording.flight import Bounds, FlightRecorder
+from mars_runtime.recording.injection import inject
 from mars_runtime.recording.plain import from_plain, to_plain
 from mars_runtime.recording.playback import first_difference, replay, settings_of
 from mars_runtime.recording.reader import RecordedTick, open_recording
@@ -211,6 +212,16 @@ def test_a_flipped_byte_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.mcap").write_bytes(content)
     with pytest.raises(UsageError, match=r"bad.mcap: damaged at byte \d+ "):
         list(open_recording(tmp_path / "bad.mcap").entries())
+
+
+def test_faults_injected_into_a_damaged_recording_leave_no_part_of_a_file(tmp_path: Path) -> None:
+    record(tmp_path / "run.mcap", 9, 100)
+    content = bytearray((tmp_path / "run.mcap").read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (tmp_path / "bad.mcap").write_bytes(content)
+    with pytest.raises(UsageError, match=r"damaged at byte"):
+        inject(open_recording(tmp_path / "bad.mcap"), tmp_path / "new.mcap", [], seed=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.mcap", "run.mcap"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from mars_runtime.sensors.simulated import World
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, make_driver
 from mars_runtime.text import fact, heading
 
+_LEAST_S = 0.5
 _EXAMPLE = "example: mars-edge doctor --sensor depth=sim: --sensor ir=sim: --seconds 2"
 _RIG_HZ = 15.0
 
@@ -49,6 +50,12 @@ def main(argv: Sequence[str]) -> int:
     specs = given_specs(options)
     if options.learn is not None and len(specs) != 1:
         raise UsageError(f"doctor: --learn takes exactly one --sensor, given are {len(specs)}")
+    if options.learn is not None and not options.learn.parent.is_dir():
+        raise UsageError(f"doctor: --learn {options.learn}: there is no folder {options.learn.parent}")
+    if options.seconds < _LEAST_S:
+        raise UsageError(
+            f"doctor: --seconds is {options.seconds:g}; a sensor shows nothing in less than {_LEAST_S:g} s"
+        )
     specs = specs or _everything(options)
     modalities = _modalities(options.model, specs)
     reports, listeners = _examined(specs, modalities, seconds=options.seconds, keep=options.learn is not None)

@@ -76,7 +76,7 @@ def faults_from(options: argparse.Namespace, specs: Sequence[SensorSpec]) -> lis
 def add_policy_options(parser: argparse.ArgumentParser) -> None:
     """When decisions are made and what may be decided; without --unsafe only stricter than the model's own policy."""
     add = parser.add_argument
-    add("--rate-hz", type=positive(float), metavar="HZ", help="decisions per second; default: the fastest sensor's")
+    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="decisions per second, up to 1000")
     add("--newest", action="store_true", help="decide on every new sample, at most --rate-hz (60) times a second")
     add("--deadline-ms", type=positive(float), metavar="MS", help="abstain when a decision comes later than this")
     add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")

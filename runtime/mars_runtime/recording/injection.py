@@ -13,7 +13,7 @@ from mars_runtime.facts import FactFinder
 from mars_runtime.health import ReadFailed, SampleSeen
 from mars_runtime.recording.reader import RecordedDelivery, RecordedTick, Recording
 from mars_runtime.recording.recorder import Kept
-from mars_runtime.recording.writer import RecordingWriter
+from mars_runtime.recording.writer import RecordingWriter, partial
 from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.faulty import FaultyDriver
 
@@ -44,7 +44,9 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
             written += 1
         writer.close()
     except BaseException:
+        # Unlike what a live sensor gave, it can be made again: a part of it is of no use.
         writer.abandon()
+        partial(target).unlink(missing_ok=True)
         raise
     return Kept(path=target, written=written, dropped=0)
 
