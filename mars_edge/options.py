@@ -33,3 +33,9 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
     # argparse names the type in its own message for text that is no number.
     parse.__name__ = "whole number" if kind is int else "number"
     return parse
+
+
+def say(line: str, options: argparse.Namespace) -> None:
+    """Tell a person on stderr, unless --quiet was given."""
+    if not options.quiet:
+        print(f"mars-edge: {line}", file=sys.stderr, flush=True)

@@ -388,8 +388,13 @@ class Pipeline:
         tracks = self._tracks.values()
         if any(track.health.sample_s is not None or track.health.reason == "starting" for track in tracks):
             return
-        errors = [f"{name}: {track.feed.last_error or 'no sample'}" for name, track in self._tracks.items()]
-        raise NoSensorError(f"no sensor ever gave a sample ({'; '.join(errors)})")
+        raise nothing_came({name: track.feed.last_error for name, track in self._tracks.items()})
+
+
+def nothing_came(errors: Mapping[str, str | None]) -> NoSensorError:
+    """The error of a stream without a single sample; by sensor its newest failure, None for one that was silent."""
+    found = [f"{name}: {error or 'no sample'}" for name, error in errors.items()]
+    return NoSensorError(f"no sensor ever gave a sample ({'; '.join(found)})")
 
 
 def _latency_ms(readings: Readings, inference: Inference | None, waited_s: float) -> dict[str, float]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from mars_edge.faults import FAULTS
-from mars_edge.options import OneLineParser, positive
+from mars_edge.options import OneLineParser, positive, say
 from mars_runtime.commands.options import add_engine_options, open_from
 from mars_runtime.grading import bounds
 from mars_runtime.grading.delays import Grade, Trial, grade, trials
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     seeds = options.seeds or (_FAST_SEEDS if options.fast else 20)
     hours = options.hours or (_FAST_HOURS if options.fast else 8.0)
     grades = _grades(seeds, fast=options.fast)
-    _say("normal streams", options)
+    say("health-bench: normal streams", options)
     pool, learned = (_FAST_STRETCH, _FAST_LEARNED) if options.fast else (_STRETCH, _LEARNED)
     lived: list[Hours] = list(normal_streams(hours / _STREAMS, pool=pool, learn_from=learned, seed=5))
     found = _costs(options, seeds)
@@ -58,17 +57,12 @@ def _grades(seeds: int, *, fast: bool) -> list[Grade]:
 def _costs(options: argparse.Namespace, seeds: int) -> list[Cost]:
     if options.model is None:
         return []
-    _say(f"decisions of {options.model}", options)
+    say(f"health-bench: decisions of {options.model}", options)
     engine = open_from(options)
     try:
         return list(costs(engine, FAULTS, seeds, seed=100))
     finally:
         engine.close()
-
-
-def _say(line: str, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        print(f"mars-edge: health-bench: {line}", file=sys.stderr, flush=True)
 
 
 def _print(report: Report, options: argparse.Namespace) -> None:

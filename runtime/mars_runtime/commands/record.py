@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mars_edge.errors import UsageError
-from mars_edge.options import OneLineParser
+from mars_edge.options import OneLineParser, say
 from mars_runtime.commands.options import (
     add_engine_options,
     add_policy_options,
@@ -44,7 +43,7 @@ def _sensors_alone(options: argparse.Namespace) -> int:
     with stopping_on_signals(log.stop):
         kept = log.run(max_seconds=options.max_seconds)
     lost = f", {kept.dropped} lost to a slow disk" if kept.dropped else ""
-    _say(f"recorded {kept.path} ({kept.written} deliveries of {', '.join(modalities)}{lost})", options)
+    say(f"recorded {kept.path} ({kept.written} deliveries of {', '.join(modalities)}{lost})", options)
     return 0
 
 
@@ -61,7 +60,7 @@ def _with_model(options: argparse.Namespace) -> int:
             settings,
             lambda: stream.traits,
             record=options.file,
-            say=lambda line: _say(line, options),
+            say=lambda line: say(line, options),
         )
         stack.callback(witness.close)
         faults = faults_from(options, specs)
@@ -72,11 +71,6 @@ def _with_model(options: argparse.Namespace) -> int:
             if options.max_seconds is not None and stream.time_s() >= options.max_seconds:
                 break
     return 0
-
-
-def _say(line: str, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        print(f"mars-edge: {line}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mars_edge.errors import NoSensorError, UsageError
-from mars_edge.options import OneLineParser, positive
+from mars_edge.errors import UsageError
+from mars_edge.options import OneLineParser, positive, say
 from mars_runtime.commands.options import (
     add_engine_options,
     add_policy_options,
@@ -23,6 +23,7 @@ from mars_runtime.commands.options import (
 )
 from mars_runtime.commands.signals import stopping_on_signals
 from mars_runtime.engines import Engine
+from mars_runtime.pipeline import nothing_came
 from mars_runtime.services.options import add_service_options, check, services
 from mars_runtime.sinks import JsonLines, LiveStatus, Sink
 from mars_runtime.stream import Stream
@@ -56,7 +57,7 @@ def _run(options: argparse.Namespace, engine: Engine) -> int:
                 lambda: stream.traits,
                 record=options.record,
                 flight_recorder=options.flight_recorder,
-                say=lambda line: _say(line, options),
+                say=lambda line: say(line, options),
             )
             stack.callback(witness.close)
         stream = Stream(
@@ -95,23 +96,17 @@ def announce(options: argparse.Namespace, stream: Stream) -> None:
     """Say which sensors are simulated, in one line on stderr."""
     simulated = [name for name, traits in stream.traits.items() if traits.simulated]
     if simulated:
-        _say(
+        say(
             f"{', '.join(simulated)} from the simulated rig (seed {options.seed}), not from real sensors;"
             " name your own with --sensor NAME=SOURCE",
             options,
         )
 
 
-def _say(line: str, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        print(f"mars-edge: {line}", file=sys.stderr)
-
-
 def _emit(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
     _decide(stream, sinks, options)
     if not any(counts.received for counts in stream.counts().values()):
-        errors = "; ".join(f"{name}: {error}" for name, error in stream.errors().items())
-        raise NoSensorError(f"no sensor ever gave a sample ({errors or 'all were silent'})")
+        raise nothing_came(dict.fromkeys(stream.traits) | stream.errors())
 
 
 def _complain(stream: Stream, said: dict[str, str], options: argparse.Namespace) -> None:
@@ -119,7 +114,7 @@ def _complain(stream: Stream, said: dict[str, str], options: argparse.Namespace)
     for name, error in stream.errors().items():
         if said.get(name) != error:
             said[name] = error
-            _say(f"{name}: {error}", options)
+            say(f"{name}: {error}", options)
 
 
 def _decide(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from mars_edge.errors import UsageError
 from mars_edge.manifest import Manifest
+from mars_edge.options import say
 from mars_runtime.services import access, notify
 from mars_runtime.services.metrics import Metrics
 from mars_runtime.services.mqtt import Mqtt, broker_of
@@ -54,7 +55,7 @@ def services(options: argparse.Namespace, stream: Stream, manifest: Manifest) ->
     try:
         broker = None
         if options.mqtt is not None:
-            broker = Mqtt(broker_of(options.mqtt), say=lambda line: _say(line, options))
+            broker = Mqtt(broker_of(options.mqtt), say=lambda line: say(line, options))
             sinks.append(broker)
         if options.serve is not None:
             sinks.append(_site(options, stream, _metrics(stream, manifest, broker)))
@@ -99,8 +100,3 @@ def _metrics(stream: Stream, manifest: Manifest, broker: Mqtt | None) -> Metrics
     except UsageError:
         # /metrics says what is missing; the page does not depend on it.
         return None
-
-
-def _say(line: str, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        print(f"mars-edge: {line}", file=sys.stderr, flush=True)
