@@ -30,7 +30,7 @@ def top_k_gates(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64],
         raise UsageError(f"k is {k}, allowed: 1 to {logits.shape[1]} experts")
     indices = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     # In float64: the last bit of a float32 exponential is another one on x86-64 than on aarch64.
-    kept = np.take_along_axis(logits, indices, axis=1).astype(np.float64)
+    kept = logits[np.arange(len(logits))[:, None], indices].astype(np.float64)
     powers = np.exp(kept - kept[:, :1])
     weights = powers / powers.sum(axis=1, keepdims=True)
-    return indices.astype(np.int64), weights.astype(np.float32)
+    return indices.astype(np.int64, copy=False), weights.astype(np.float32)

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -235,7 +236,7 @@ class Manifest:
     def __post_init__(self) -> None:
         _check(self)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Modality names in fusion order."""
         return tuple(m.name for m in self.modalities)
@@ -249,7 +250,11 @@ class Manifest:
 
     def modality(self, name: str) -> Modality:
         """The modality called `name`; KeyError when there is none."""
-        return {m.name: m for m in self.modalities}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Modality]:
+        return {m.name: m for m in self.modalities}
 
     def to_json(self) -> str:
         """The document; `from_json` of it gives an equal manifest."""

@@ -75,8 +75,26 @@ def _image(modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32]:
         # Floats are clipped first: the mean of two huge ones of opposite sign could be NaN.
         image = np.clip(image, *modality.range) if modality.dtype == "float32" else image
         image = _resize(image, modality.size)
+    if image.dtype == np.uint8:
+        return _looked_up(image, _levels(modality))
     planes = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
     return _scale(modality, planes)
+
+
+@lru_cache(maxsize=64)
+def _levels(modality: Modality) -> NDArray[np.float32]:
+    """What each of the 256 values of an 8-bit sample is scaled to: arithmetic on 256 numbers, not on every pixel."""
+    return _scale(modality, np.arange(256, dtype=np.float32))
+
+
+def _looked_up(image: NDArray[np.uint8], levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W, C) to (C, H, W) through the table."""
+    import cv2
+
+    height, width, channels = image.shape
+    planes = np.empty((channels, height, width), np.float32)
+    cv2.split(cv2.LUT(np.ascontiguousarray(image), levels), list(planes))
+    return planes
 
 
 def _resize(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -37,6 +38,11 @@ def label(present: Iterable[str], order: Sequence[str]) -> str:
     Raises:
         UsageError: a member of `present` is not in `order`.
     """
+    return _label(tuple(present), tuple(order))
+
+
+@lru_cache(maxsize=4096)
+def _label(present: Subset, order: Subset) -> str:
     wanted = _known(present, order)
     return "+".join(name for name in order if name in wanted) or "none"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from mars_edge.errors import UsageError
@@ -97,22 +98,27 @@ class Limits:
     skew_s: float | None = None
     masking: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def skew_after_s(self) -> float:
         """Difference to the reference sensor's stamp above which a sample is left out of a decision."""
         return max(0.05, 1.5 * self.period_s) if self.skew_s is None else self.skew_s
 
-    @property
+    @cached_property
     def stale_after_s(self) -> float:
         """Age at which a sensor is stale; also the age limit of a cached feature."""
         return max(3.0 * self.period_s, 0.2) if self.stale_s is None else self.stale_s
 
-    @property
+    @cached_property
     def lost_after_s(self) -> float:
         """Age at which a sensor is lost and its capture thread reconnects."""
         return max(10.0 * self.period_s, 1.0) if self.lost_s is None else self.lost_s
 
-    @property
+    @cached_property
+    def shortest_silence_s(self) -> float:
+        """Age up to which silence is no fault at all."""
+        return min(self.stale_after_s, self.lost_after_s, self.callback_s)
+
+    @cached_property
     def noise_most(self) -> float:
         """Noise above this is a fault: share of the range."""
         return self.noise_ratio * self.noise_floor

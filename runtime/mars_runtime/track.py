@@ -133,7 +133,7 @@ class Track:
     def _refresh_traits(self) -> None:
         """The rate of a source may be known only after opening, and may change."""
         traits = self.feed.traits
-        if traits != self.traits:
+        if traits is not self.traits and traits != self.traits:
             self.traits, self.limits = traits, self._new_limits(traits)
 
     def preprocess(self, sample: Sample, now_s: float, box: Box | None = None) -> NDArray[np.float32] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mars_edge.errors import UsageError
+from mars_runtime import health
 from mars_runtime.health import (
     Ended,
     Event,
@@ -291,6 +292,41 @@ def test_a_jittering_camera_gives_no_false_alarm(seed: int) -> None:
     for at_s in arrivals_s:
         state = step(state, [SampleSeen(at_s=float(at_s))], float(at_s) + 0.005, LIMITS)
         assert state.present
+
+
+def any_event(generator: np.random.Generator, at_s: float) -> Event:
+    """Mostly good samples, in runs with every kind of fault."""
+    if generator.random() < 0.05:
+        return ReadFailed(at_s=at_s, gone=generator.random() < 0.3)
+    return SampleSeen(
+        at_s=at_s,
+        stamped_s=at_s - 0.02 if generator.random() < 0.9 else 0.0,
+        repeated=generator.random() < 0.3,
+        usable=generator.random() < 0.97,
+        dark=float(generator.random() < 0.5),
+        zeros_s=float(generator.random() < 0.1),
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_short_way_of_a_well_sensor_gives_the_states_of_the_whole_table(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(seed)
+    limits = Limits(period_s=PERIOD_S, start_grace_s=1.0, dark_s=0.1, masking=frozenset({"dark"}), flap_changes=50)
+    quick = whole = Health(started_s=0.0)
+    now_s, shortened = 0.0, 0
+    for _ in range(600):
+        calm = generator.random() < 0.6
+        now_s += float(generator.choice([0.03, 0.07, 0.3, 1.5], p=[0.4, 0.5, 0.07, 0.03]))
+        event = SampleSeen(at_s=now_s - 0.01, stamped_s=now_s - 0.03) if calm else any_event(generator, now_s - 0.01)
+        shortened += health._is_well(quick, now_s, limits)
+        quick = step(quick, [event], now_s, limits)
+        with monkeypatch.context() as patch:
+            patch.setattr(health, "_is_well", lambda *_: False)
+            whole = step(whole, [event], now_s, limits)
+        assert quick == whole
+    assert shortened > 50
 
 
 def test_a_step_does_not_change_the_state_it_was_given(well: Sensor) -> None:

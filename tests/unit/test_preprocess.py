@@ -474,3 +474,16 @@ def test_anything_but_a_str_is_no_text(raw: Any, kind: str) -> None:
     with pytest.raises(UsageError) as caught:
         TITLE.preprocess(raw)
     assert str(caught.value) == f"title: sample is of type {kind}, expected a str"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("bounds", [(0.0, 255.0), (10.0, 200.0), (-3.3, 77.7)])
+def test_the_table_of_an_8_bit_picture_gives_the_bits_of_the_arithmetic(
+    channels: int, bounds: tuple[float, float]
+) -> None:
+    modality = Modality(name="rgb", kind="image", channels=channels, size=(12, 16), dtype="uint8", range=bounds)
+    wide = random_image(modality, 24, 16)
+    low, high = (np.float32(bound) for bound in bounds)
+    planes = np.clip(wide[::2].transpose(2, 0, 1).astype(np.float32), low, high)
+    expected = np.clip((planes - low) * np.float32(1.0 / (bounds[1] - bounds[0])), 0.0, 1.0)
+    np.testing.assert_array_equal(modality.preprocess(wide[::2]), expected)

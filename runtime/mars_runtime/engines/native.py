@@ -85,6 +85,20 @@ _SIGNATURES: dict[str, list[Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All of a call to one method that no call changes.
+
+    Attributes:
+        inputs, outputs: the arrays' descriptions without their addresses; copied for every call, as threads share them.
+    """
+
+    spec: MethodSpec
+    c_name: bytes
+    inputs: Any
+    outputs: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryUse:
     """Bytes one runner holds; what the XNNPACK delegate packs for itself is not in it.
 
@@ -142,6 +156,7 @@ class NativeRunner:
         self._library = _library()
         self._handle = ctypes.c_uint64(0)
         self._specs: dict[str, MethodSpec] = {}
+        self._plans: dict[str, _Plan] = {}
         if threads is not None:
             self._call("mars_set_threads", threads)
         data = bytes(program)
@@ -176,8 +191,9 @@ class NativeRunner:
         Raises:
             EngineError: see MethodRunner.
         """
-        outputs = [np.empty(output.shape, output.dtype) for output in self.describe(method).outputs]
-        self.execute_into(method, inputs, outputs)
+        plan = self._plan(method)
+        outputs = [np.empty(output.shape, output.dtype) for output in plan.spec.outputs]
+        self._execute(plan, inputs, outputs)
         return outputs
 
     def execute_into(self, method: str, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
@@ -186,13 +202,26 @@ class NativeRunner:
         Raises:
             EngineError: see MethodRunner; also for an output array of a wrong shape, type or order.
         """
-        spec = self.describe(method)
-        check_inputs(spec, inputs)
-        _check_outputs(spec, outputs)
-        ordered = [np.ascontiguousarray(array) for array in inputs]
+        plan = self._plan(method)
+        _check_outputs(plan.spec, outputs)
+        self._execute(plan, inputs, outputs)
+
+    def _plan(self, method: str) -> _Plan:
+        """Made at the first call: describing three tensors costs as much as a small expert."""
+        plan = self._plans.get(method)
+        if plan is None:
+            spec = self.describe(method)
+            inputs, outputs = _descriptions(spec.inputs), _descriptions(spec.outputs)
+            plan = self._plans[method] = _Plan(spec=spec, c_name=_c_name(method), inputs=inputs, outputs=outputs)
+        return plan
+
+    def _execute(self, plan: _Plan, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
+        check_inputs(plan.spec, inputs)
+        # Held until the call returns: the library reads by address.
+        ordered = [array if array.flags.c_contiguous else np.ascontiguousarray(array) for array in inputs]
         self._call(
-            "mars_execute", self._handle, _c_name(method),
-            _c_arrays(ordered, spec.inputs), len(ordered), _c_arrays(outputs, spec.outputs), len(outputs),
+            "mars_execute", self._handle, plan.c_name,
+            _at(plan.inputs, ordered), len(ordered), _at(plan.outputs, outputs), len(outputs),
         )  # fmt: skip
 
     def memory(self) -> MemoryUse:
@@ -260,13 +289,20 @@ def _c_name(method: str) -> bytes:
     return method.encode("utf-8")
 
 
-def _c_arrays(arrays: Sequence[NDArray[Any]], specs: Sequence[TensorSpec]) -> Any:
-    views = (_Array * len(arrays))()
-    for view, array, spec in zip(views, arrays, specs, strict=True):
-        view.data = array.ctypes.data
+def _descriptions(specs: Sequence[TensorSpec]) -> Any:
+    views = (_Array * len(specs))()
+    for view, spec in zip(views, specs, strict=True):
         view.dtype = _NUMBERS[spec.dtype]
         view.rank = len(spec.shape)
         view.shape[: len(spec.shape)] = spec.shape
+    return views
+
+
+def _at(descriptions: Any, arrays: Sequence[NDArray[Any]]) -> Any:
+    """A copy of the descriptions with the addresses of these arrays."""
+    views = type(descriptions).from_buffer_copy(descriptions)
+    for view, array in zip(views, arrays, strict=True):
+        view.data = array.__array_interface__["data"][0]
     return views
 
 
