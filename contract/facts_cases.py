@@ -1,0 +1,90 @@
+"""Frames in a row from one sensor, and what is measured of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.encoding import array
+from mars_runtime.facts import FactFinder
+from mars_runtime.health import SampleSeen
+from mars_runtime.limits import SensorKind
+from mars_runtime.sensors.driver import Frame, Traits
+
+_DEFAULTS = {f.name: f.default for f in fields(SampleSeen)}
+_RAW = Traits(description="raw", rate_hz=10.0, raw=True)
+_COMPRESSED = Traits(description="compressed", rate_hz=10.0)
+_FILE = Traits(description="file", rate_hz=10.0, finite=True)
+_STILL = Traits(description="still", rate_hz=10.0, static=True)
+Arrays = Sequence[NDArray[Any]]
+Case = tuple[str, SensorKind, Traits, Arrays, Sequence[int | None]]
+
+
+def facts_cases() -> list[dict[str, Any]]:
+    """Each sensor's frames with the facts of each, those at their defaults left out."""
+    return [_case(*case) for case in _cases()]
+
+
+def seen_table(seen: SampleSeen) -> dict[str, Any]:
+    """The facts that differ from their defaults, and the receipt."""
+    values = {name: getattr(seen, name) for name in _DEFAULTS}
+    return {name: value for name, value in values.items() if name == "at_s" or value != _DEFAULTS[name]}
+
+
+def _case(name: str, kind: SensorKind, traits: Traits, arrays: Arrays, numbers: Sequence[int | None]) -> dict[str, Any]:
+    finder = FactFinder(kind, rate_hz=8000.0)
+    frames = []
+    for index, (data, sequence) in enumerate(zip(arrays, numbers, strict=True)):
+        at_s = 100.0 + index * traits.period_s
+        seen = finder.facts(Frame(data=data, sequence=sequence), traits, at_s)
+        frames.append({"data": array(data), "sequence": sequence, "at_s": at_s, "facts": seen_table(seen)})
+    kept = {key: getattr(traits, key) for key in ("rate_hz", "raw", "static", "finite")}
+    return {"name": name, "kind": kind, "audio_rate_hz": 8000.0, "traits": kept, "frames": frames}
+
+
+def _cases() -> Iterator[Case]:
+    random = np.random.default_rng(700)
+    noisy = [random.integers(40, 200, (20, 24, 3), np.uint8) for _ in range(3)]
+    yield "colour, raw", "colour", _RAW, noisy, [0, 1, 2]
+    yield "colour, numbers that stand", "colour", _RAW, noisy, [5, 5, 4]
+    yield "colour, raw and repeated", "colour", _RAW, [noisy[0], noisy[0], noisy[1]], [None] * 3
+    still = [noisy[0], noisy[0], np.clip(noisy[0].astype(int) + 3, 0, 255).astype(np.uint8), noisy[2], noisy[2]]
+    yield "colour, compressed and still", "colour", _COMPRESSED, still, [None] * 5
+    yield "colour, a file may be still", "colour", _FILE, still[:2], [None] * 2
+    yield "colour, a still image repeats", "colour", _STILL, still[:2], [None] * 2
+    black, white = np.zeros((20, 24), np.uint8), np.full((20, 24), 255, np.uint8)
+    yield "infrared, dark and bright", "infrared", _RAW, [black, black, white, white], [0, 1, 2, 3]
+    slope = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (60, 1))
+    field = np.clip(30 + random.normal(0.0, 0.8, (60, 80)), 0, 255).astype(np.uint8)
+    half = slope.copy()
+    half[:, :40] = field[:, :40]
+    yield "infrared, textured, covered and half covered", "infrared", _RAW, [slope, field, half], [0, 1, 2]
+    large = random.normal(120.0, 12.0, (130, 400, 3)).clip(0, 255).astype(np.uint8)
+    yield "colour, larger than what is looked at", "colour", _RAW, [large], [0]
+    yield "colour, too small for blocks and noise", "colour", _RAW, [noisy[0][:2, :2], noisy[0][:9, :9]], [0, 1]
+    depth = random.integers(300, 800, (24, 20), np.uint16)
+    holes = depth.copy()
+    holes[random.random(holes.shape) < 0.95] = 0
+    glare = np.full((24, 20), 65535, np.uint16)
+    yield "depth, whole, with holes, at its end", "depth", _RAW, [depth, holes, glare], [0, 1, 2]
+    yield "depth of another type", "depth", _RAW, [depth.astype(np.float32)], [0]
+    yield from _sounds(random)
+    rows = random.normal(0.0, 1.0, (5, 3)).astype(np.float32)
+    bad = rows.copy()
+    bad[1, 1] = np.nan
+    yield "rows, not a number, repeated", "other", _RAW, [rows, bad, rows, rows], [None] * 4
+
+
+def _sounds(random: np.random.Generator) -> Iterator[Case]:
+    noise = random.normal(0.0, 0.1, 1600).astype(np.float32)
+    ends_silent, loud = noise.copy(), noise.copy()
+    ends_silent[-500:] = 0.0
+    loud[-100:] = 1.0
+    silence = np.zeros(1600, np.float32)
+    windows = [noise, ends_silent, silence, silence, loud]
+    yield "sound of a live microphone", "audio", _RAW, windows, [None] * 5
+    yield "sound of a file", "audio", _FILE, windows[:3], [None] * 3

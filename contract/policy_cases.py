@@ -1,0 +1,94 @@
+"""What a decision says: experts and their gates, which samples are skewed, what the policy allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from contract.manifest_cases import small_manifest
+from mars_edge.gates import top_k_gates
+from mars_edge.manifest import Manifest, Policy
+from mars_runtime import policy, skew
+from mars_runtime.limits import Limits
+from mars_runtime.skew import Stamp
+
+_SUBSETS = ((), ("rgb",), ("depth",), ("ir",), ("rgb", "ir"), ("rgb", "depth"), ("rgb", "depth", "ir"))
+_LOGITS: tuple[list[float] | None, ...] = ([1.0, 2.5], [2.0, -1.0], [0.0, 0.30], [float("nan"), 0.0], None)
+_POLICIES = (
+    Policy(),
+    Policy(require=("depth|ir",)),
+    Policy(require=("rgb", "depth"), on_missing="abstain"),
+    Policy(on_missing="fail_closed"),
+)
+
+
+def gates_cases() -> list[dict[str, Any]]:
+    """Router logits, K, and the experts that run with their gates, the largest first."""
+    random = np.random.default_rng(1000)
+    rows = [random.normal(0.0, 2.0, 8).astype(np.float32) for _ in range(6)]
+    rows += [np.zeros(4, np.float32), np.array([1, 3, 3, 2, 3], np.float32), np.array([80, -80, 0], np.float32)]
+    return [_gates(row, k) for row in rows for k in (1, 2, row.size)]
+
+
+def _gates(row: Any, k: int) -> dict[str, Any]:
+    indices, weights = top_k_gates(row[None], k)
+    return {"logits": row.tolist(), "k": k, "experts": indices[0].tolist(), "gates": weights[0].tolist()}
+
+
+def skew_cases() -> list[dict[str, Any]]:
+    """Stamps of one decision and the sensors that are left out."""
+    stamps: Sequence[dict[str, tuple[float, float]]] = (
+        {"rgb": (5.0, 15.0)},
+        {"rgb": (5.0, 15.0), "ir": (5.02, 15.0)},
+        {"rgb": (5.0, 15.0), "ir": (5.3, 15.0)},
+        {"rgb": (5.0, 15.0), "depth": (4.6, 15.0), "ir": (5.03, 15.0)},
+        {"rgb": (5.0, 30.0), "depth": (4.9, 5.0), "ir": (5.2, 29.0)},
+    )
+    return [_skew(table) for table in stamps]
+
+
+def _skew(table: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    given = {n: Stamp(stamped_s=at_s, limits=Limits(period_s=1.0 / hz)) for n, (at_s, hz) in table.items()}
+    stamps = {name: {"stamped_s": at_s, "rate_hz": hz} for name, (at_s, hz) in table.items()}
+    return {"stamps": stamps, "skewed": {name: dict(found) for name, found in skew.skewed(given).items()}}
+
+
+def models() -> dict[str, Manifest]:
+    """The manifests that the policy is asked of."""
+    return {
+        "live or spoof": small_manifest(policy=Policy()),
+        "plain": small_manifest(labels=("a", "b"), positive_label=None, policy=Policy()),
+    }
+
+
+def model_cases() -> list[dict[str, Any]]:
+    """Those manifests as text."""
+    return [{"name": name, "text": manifest.to_json()} for name, manifest in models().items()]
+
+
+def policy_cases() -> list[dict[str, Any]]:
+    """Decisions and their outcomes, by the model's name."""
+    return [case for name, manifest in models().items() for case in _outcomes(name, manifest)]
+
+
+def _outcomes(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    for wanted in _POLICIES:
+        for present in _SUBSETS:
+            for logits in _LOGITS:
+                yield _outcome(name, manifest, wanted, present, logits)
+    yield _outcome(name, manifest, Policy(), ("rgb",), [0.0, 1.0], allow_uncertified=True)
+    yield _outcome(name, manifest, Policy(), ("ir",), [0.0, 1.0], held="the engine failed: on purpose")
+
+
+def _outcome(
+    name: str, manifest: Manifest, wanted: Policy, present: Sequence[str], logits: list[float] | None, **more: Any
+) -> dict[str, Any]:
+    given = None if logits is None else np.array(logits, np.float32)
+    found = asdict(policy.decide(manifest, wanted, present, given, **more))
+    # JSON has no NaN: a logit that is not finite is written as null.
+    kept = None if logits is None else [value if np.isfinite(value) else None for value in logits]
+    case = {"manifest": name, "policy": asdict(wanted), "present": list(present), "logits": kept, **more}
+    return case | {"outcome": {key: value for key, value in found.items() if key != "shares"}}
