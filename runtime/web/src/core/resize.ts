@@ -1,5 +1,5 @@
 /**
- * Image resize as OpenCV computes it, to the last bit: area interpolation when shrinking, linear when growing.
+ * Image resize as OpenCV computes it, whole numbers to the last bit: area interpolation when shrinking, else linear.
  * Axes: H height, W width, C channels; pixels are (H, W, C).
  * Source: the definitions of INTER_AREA and INTER_LINEAR of OpenCV 4 (modules/imgproc, resize), its arithmetic included:
  * 11-bit fixed point for linear 8-bit, float32 sums elsewhere, rounding half to even.
