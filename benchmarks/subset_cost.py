@@ -116,12 +116,18 @@ def open_all(paths: Sequence[str], threads: int) -> list[_Opened]:
     return [_Opened(path, e, wanted_subsets(e.manifest), sample_of(e.manifest)) for path, e in engines]
 
 
-def times(calls: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
-    """Milliseconds (R, calls); each round takes all of them in a new order, and the first rounds are not counted."""
+def times(calls: Sequence[Callable[[], object]], rounds: int, *, pause_s: float = 0.0) -> NDArray[np.float64]:
+    """Milliseconds (R, calls); each round takes all of them in a new order, and the first rounds are not counted.
+
+    Args:
+        pause_s: waited before every call, so that no thread pool is still spinning from the call before.
+    """
     rng = np.random.default_rng(0)
     found = np.zeros((rounds, len(calls)))
     for at in range(-_WARM_UP, rounds):
         for i in rng.permutation(len(calls)).tolist():
+            if pause_s:
+                time.sleep(pause_s)
             begin = time.perf_counter()
             calls[i]()
             elapsed = time.perf_counter() - begin

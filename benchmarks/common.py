@@ -1,0 +1,305 @@
+"""What every part of the suite shares: measurements to ratios with intervals, tables, losses, the machine.
+
+Axes: R rounds, S contestants.
+A table compares contestants that do one job; lower is better. All of a table are measured in turns. A loss is a row of
+ours above an alternative of the same precision; tables find their losses themselves, so that none is left out by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from subset_cost import Share, share_of
+
+from mars_edge.errors import UsageError
+from mars_edge.options import OneLineParser, positive
+from mars_runtime.machine import this_machine
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """One contestant.
+
+    Attributes:
+        precision: "fp32", "int8", ... or "" where it does not matter.
+    """
+
+    name: str
+    ours: bool = False
+    precision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A contestant's median, or why it has none.
+
+    Attributes:
+        value: None when it was not measured; `reason` says why.
+        ratio: over the table's base.
+        more: further cells, by column.
+    """
+
+    who: Who
+    value: float | None = None
+    ratio: Share | None = None
+    reason: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duel:
+    """How many times an alternative's value ours has."""
+
+    ours: str
+    against: str
+    ratio: Share
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether ours is the larger."""
+        return self.ratio.value > 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One job.
+
+    Attributes:
+        base: the contestant that `Row.ratio` is over.
+        losses: of every row of ours that has any, the one against the best alternative of its precision.
+        best: our best row against the best alternative, whatever their precision; None where a side is missing.
+    """
+
+    title: str
+    unit: str
+    base: str
+    rows: Sequence[Row]
+    losses: Sequence[Duel]
+    best: Duel | None
+
+
+def table_of(
+    title: str,
+    unit: str,
+    contestants: Sequence[Who],
+    measured: NDArray[np.float64],
+    *,
+    base: str,
+    skipped: Sequence[Row] = (),
+    more: Mapping[str, Mapping[str, str]] | None = None,
+) -> Table:
+    """The table of `measured` (R, S).
+
+    Args:
+        skipped: rows of contestants that were not measured.
+        more: further cells by contestant's name and column.
+    """
+    names = [who.name for who in contestants]
+    at = names.index(base) if base in names else 0
+    rows = [
+        Row(
+            who=who,
+            value=float(np.median(measured[:, i])),
+            ratio=ratio_of(measured, i, at),
+            more=(more or {}).get(who.name, {}),
+        )
+        for i, who in enumerate(contestants)
+    ]
+    return Table(
+        title=title,
+        unit=unit,
+        base=names[at],
+        rows=[*rows, *skipped],
+        losses=_losses(contestants, measured),
+        best=_duel(contestants, measured, _numbers(contestants, True), _numbers(contestants, False)),
+    )
+
+
+def ratio_of(measured: NDArray[np.float64], column: int, base: int) -> Share:
+    """Median of a column of (R, S) over that of another, with a 95 % bootstrap interval over rounds."""
+    return share_of(measured[:, [column, base]], [0], np.mean)
+
+
+def _numbers(contestants: Sequence[Who], ours: bool) -> list[int]:
+    return [i for i, who in enumerate(contestants) if who.ours == ours]
+
+
+def _duel(
+    contestants: Sequence[Who], measured: NDArray[np.float64], own: Sequence[int], others: Sequence[int]
+) -> Duel | None:
+    if not own or not others:
+        return None
+    medians = np.median(measured, axis=0)
+    mine = min(own, key=lambda i: medians[i])
+    best = min(others, key=lambda i: medians[i])
+    return Duel(
+        ours=contestants[mine].name, against=contestants[best].name, ratio=ratio_of(measured, mine, best)
+    )  # fmt: skip
+
+
+def _losses(contestants: Sequence[Who], measured: NDArray[np.float64]) -> list[Duel]:
+    found = []
+    for mine in _numbers(contestants, True):
+        like = contestants[mine].precision
+        others = [i for i in _numbers(contestants, False) if not like or contestants[i].precision in ("", like)]
+        duel = _duel(contestants, measured, [mine], others)
+        if duel is not None and duel.is_loss:
+            found.append(duel)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one part of the suite found, with where and how."""
+
+    name: str
+    title: str
+    command: str
+    machine: str
+    date: str
+    quick: bool
+    notes: Sequence[str]
+    tables: Sequence[Table]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return asdict(self)
+
+
+def part_from(found: Mapping[str, Any]) -> Part:
+    """The part that `Part.to_dict` gave."""
+    return Part(**{**found, "tables": [_table_from(table) for table in found["tables"]]})
+
+
+def _table_from(found: Mapping[str, Any]) -> Table:
+    rows = [
+        Row(**{**row, "who": Who(**row["who"]), "ratio": None if row["ratio"] is None else Share(**row["ratio"])})
+        for row in found["rows"]
+    ]
+    best = None if found["best"] is None else _duel_from(found["best"])
+    return Table(**{**found, "rows": rows, "losses": [_duel_from(d) for d in found["losses"]], "best": best})
+
+
+def _duel_from(found: Mapping[str, Any]) -> Duel:
+    return Duel(**{**found, "ratio": Share(**found["ratio"])})
+
+
+def machine_line(*, threads: int | None = None) -> str:
+    """Processor, cores, load and, where it is one, the number of threads."""
+    machine = this_machine()
+    load = "unknown load" if machine.load is None else f"load {machine.load:.1f} before"
+    counted = "" if threads is None else f", {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{machine}, {load}{counted}"
+
+
+def today() -> str:
+    """The date in UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def as_markdown(part: Part) -> str:
+    """The part's section: heading, where it was measured, notes and tables."""
+    quick = ["**A quick run: to see that it works. Not a result.**", ""] if part.quick else []
+    lines = [f"### {part.title} ({part.date})", "", *quick, f"`{part.command}`", "", f"{part.machine}.", ""]
+    lines += [*part.notes, ""] if part.notes else []
+    for table in part.tables:
+        lines += [*_table_lines(table), ""]
+    return "\n".join(lines)
+
+
+def _table_lines(table: Table) -> list[str]:
+    columns = list(dict.fromkeys(column for row in table.rows for column in row.more))
+    head = [table.title, f"{table.unit}, median", f"of {table.base} (95 % interval)", *columns]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in table.rows:
+        if row.value is None:
+            cells = [row.who.name, "-", f"not measured: {row.reason}"]
+        else:
+            cells = [f"**{row.who.name}**" if row.who.ours else row.who.name, number(row.value), str(row.ratio)]
+        lines.append("| " + " | ".join([*cells, *(row.more.get(column, "") for column in columns)]) + " |")
+    if table.best is not None:
+        duel = table.best
+        lines += ["", f"Best of ours against the best other: {duel.ours}, {duel.ratio} of {duel.against}."]
+    return lines
+
+
+def number(value: float) -> str:
+    """Three digits, or all of them before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def losses_markdown(parts: Sequence[Part]) -> str:
+    """The section on what alternatives do better: a line for every row of ours that an alternative beats."""
+    lines = [
+        f"- {part.title}, {table.title}: {duel.ours} takes {duel.ratio} of {duel.against}"
+        + (" (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else "")
+        for part in parts
+        for table in part.tables
+        for duel in table.losses
+    ]
+    rows = sum(row.who.ours and row.value is not None for p in parts for t in p.tables for row in t.rows)
+    head = (
+        f"{len(lines)} of {rows} rows of ours are above an alternative of the same precision; each beside the best one."
+    )
+    return "\n".join(["### Where we lose", "", head, "", *lines, ""])
+
+
+def note(text: str) -> None:
+    """Tell a person on stderr how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_json(script: str, arguments: Sequence[str], *, threads: int = 1) -> Any:
+    """What a script of benchmarks/ prints with --json in a process of its own, whose pools have `threads` threads.
+
+    Raises:
+        UsageError: it ended with an error; its own words were on stderr.
+    """
+    # Set from outside: an OpenMP pool reads it when it is loaded, and ExecuTorch's cannot be resized later.
+    # It spins for 7 ms after its last work by default, into the turns of others; this is about half a millisecond.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
+    command = [sys.executable, str(FOLDER / script), *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False, text=True)
+    if done.returncode != 0:
+        raise UsageError(f"{script} {' '.join(arguments)} ended with exit code {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def part_parser(script: str, description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """Options that the scripts of the parts share."""
+    parser = OneLineParser(
+        prog=f"benchmarks/{script}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example: python benchmarks/{script} --rounds 50",
+    )
+    parser.add_argument("--rounds", type=positive(int, most=100_000), default=rounds, help=f"default: {rounds}")
+    parser.add_argument("--json", action="store_true", help="print tables as JSON")
+    return parser
+
+
+def print_tables(tables: Sequence[Table], *, as_json: bool) -> None:
+    """To stdout, for a person or for the suite."""
+    if as_json:
+        print(json.dumps([asdict(table) for table in tables]))
+    else:
+        print("\n\n".join("\n".join(_table_lines(table)) for table in tables))
+        print(f"\n{machine_line()}, {today()}")
+
+
+def tables_from(found: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables that `print_tables` wrote as JSON."""
+    return [_table_from(table) for table in found]

@@ -1,0 +1,180 @@
+"""One decision in every engine: ours, PyTorch eager and compiled, and one dense graph in onnxruntime and OpenVINO.
+
+    python benchmarks/engines.py --threads 1
+    python benchmarks/engines.py --threads 2 --subsets
+    python benchmarks/engines.py --network casia_surf --threads 1
+
+Axes: R rounds. From preprocessed samples to logits, batch of 1, nothing cached, weights and samples the same for all,
+answers compared before anything is timed. "Dense" is one graph without branches: all encoders and all experts run,
+zeros stand for a missing picture and a mask takes its feature out; "gathered" computes only the experts that were
+chosen, from gathered weights. "dense, int8" is our own quantized graph with its branches unrolled. Every round takes
+all contestants once in a new order, after a pause of 2 ms each: pools spin for a while after a call, and a device
+pauses between decisions too.
+With --subsets each decision has one, two or all sensors; a time is then the mean over the subsets of that size.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import contestants
+import networks
+import numpy as np
+import torch
+from common import Row, Table, Who, note, part_parser, print_tables, table_of
+from contestants import ORT_DENSE, Contestant
+from networks import Network, Samples
+from subset_cost import times
+
+from mars_edge import subsets
+from mars_edge.errors import MarsEdgeError
+from mars_edge.options import positive
+
+_COMPARED = 6
+_PAUSE_S = 0.002
+
+
+def write_all(network: Network, folder: Path, *, int8: bool = True) -> dict[str, Path]:
+    """Every file that a contestant reads, by what it is; those that `folder` already has are kept.
+
+    Experts that are not plain convolutions cannot be gathered: there is no such file then.
+    """
+    found: dict[str, Path] = {}
+    for precision in ("fp32", "int8") if int8 else ("fp32",):
+        paths = {f"{suffix} {precision}": folder / f"ours-{precision}.{suffix}" for suffix in ("pte", "onnx")}
+        if not all(path.exists() for path in paths.values()):
+            note(f"  lowering {precision}")
+            networks.write_ours(network, folder, [precision])
+        found |= paths
+    found["dense"] = _written(folder / "dense.onnx", lambda path: networks.write_dense(network, path))
+    if all(networks.is_plain(expert) for expert in network.model.deployed.experts):
+        found["gathered"] = _written(
+            folder / "gathered.onnx", lambda path: networks.write_dense(network, path, gathered=True)
+        )
+    if int8:
+        found["unrolled"] = _written(
+            folder / "unrolled-int8.onnx",
+            lambda path: networks.write_unrolled(found["onnx int8"], network.names, path),
+        )
+    return found
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> Path:
+    if not path.exists():
+        note(f"  writing {path.name}")
+        write(path)
+    return path
+
+
+def field(
+    network: Network, paths: Mapping[str, Path], threads: int, *, compile_too: bool = True
+) -> tuple[list[Contestant], list[Row]]:
+    """All contestants that can take part, and a reason for each that cannot; ours are first."""
+    makers: dict[Who, Callable[[], Contestant]] = {}
+    for precision in ("fp32", "int8"):
+        for suffix in ("pte", "onnx"):
+            key = f"{suffix} {precision}"
+            if key in paths:
+                who = Who(name=f"ours, .{suffix}, {precision}", ours=True, precision=precision)
+                makers[who] = partial(contestants.ours, paths[key], precision, threads)
+    makers[Who(name="PyTorch eager, dense, fp32")] = partial(contestants.eager, network, skipping=False)
+    makers[Who(name="PyTorch eager, skipping, fp32")] = partial(contestants.eager, network, skipping=True)
+    if compile_too:
+        makers[Who(name="torch.compile, dense, fp32")] = partial(contestants.compiled, network)
+    return contestants.made(makers | _graphs(network, paths, threads))
+
+
+def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[Who, Callable[[], Contestant]]:
+    """The contestants that run one dense graph."""
+    modalities, makers = network.info.source.modalities, {}
+    graphs = [("dense", "dense", "fp32"), ("gathered", "gathered", "fp32"), ("unrolled", "dense", "int8")]
+    for key, form, precision in (one for one in graphs if one[0] in paths):
+        for name, make in (("onnxruntime", contestants.onnxruntime), ("OpenVINO", contestants.openvino)):
+            title = f"{name}, {form}, {precision}"
+            makers[Who(name=title)] = partial(make, paths[key], modalities, threads, title, precision)
+    if "unrolled" in paths:
+        title = "OpenVINO, dense, bf16"
+        makers[Who(name=title)] = partial(
+            contestants.openvino, paths["dense"], modalities, threads, title, "bf16"
+        )  # fmt: skip
+    return makers
+
+
+def measure(
+    network: Network, folder: Path, *, threads: int, rounds: int, by_subset: bool, int8: bool = True
+) -> list[Table]:
+    """The tables of one number of threads."""
+    torch.set_num_threads(threads)
+    paths = write_all(network, folder, int8=int8)
+    samples = networks.samples_of(network.info.source.modalities, _COMPARED)
+    taking, skipped = field(network, paths, threads, compile_too=not by_subset)
+    every = subsets.all_subsets(network.names)
+    note("  comparing answers")
+    taking, wrong = contestants.judged(taking, samples, every)
+    wanted = every if by_subset else [network.names]
+    note(f"  timing {len(taking)} contestants, {threads} threads, {rounds} rounds")
+    return _tables(taking, [*skipped, *wrong], samples, wanted, threads, rounds)
+
+
+def _tables(
+    taking: Sequence[Contestant],
+    skipped: Sequence[Row],
+    samples: Samples,
+    wanted: Sequence[subsets.Subset],
+    threads: int,
+    rounds: int,
+) -> list[Table]:
+    inputs = [{name: samples[0][name] for name in subset} for subset in wanted]
+    calls = [lambda one=one, given=given: one.decide(given) for one in taking for given in inputs]
+    measured = times(calls, rounds, pause_s=_PAUSE_S)
+    cube = measured.reshape(rounds, len(taking), len(wanted))
+    sizes = sorted({len(subset) for subset in wanted})
+    counted = f"{threads} {'thread' if threads == 1 else 'threads'}"
+    return [
+        table_of(
+            f"{size} of {len(samples[0])} present, {counted}",
+            "ms",
+            [one.who for one in taking],
+            np.mean(cube[:, :, [i for i, subset in enumerate(wanted) if len(subset) == size]], axis=2),
+            base=ORT_DENSE,
+            skipped=skipped,
+        )
+        for size in sizes
+    ]
+
+
+def main() -> int:
+    """Print the tables of one number of threads."""
+    parser = part_parser("engines.py", __doc__, rounds=200)
+    parser.add_argument("--threads", type=positive(int, most=256), default=1, help="of every contestant; default: 1")
+    parser.add_argument("--network", default="face_antispoof", metavar="RECIPE", help="default: face_antispoof")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
+    parser.add_argument("--fp32-only", action="store_true", help="no int8, which takes long for a large network")
+    parser.add_argument("--subsets", action="store_true", help="one, two and all sensors, without torch.compile")
+    try:
+        options = parser.parse_args()
+        with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
+            network = networks.network_of(options.network, options.run)
+            work = options.work or Path(folder)
+            tables = measure(
+                network,
+                work,
+                threads=options.threads,
+                rounds=options.rounds,
+                by_subset=options.subsets,
+                int8=not options.fp32_only,
+            )
+    except MarsEdgeError as error:
+        print(f"engines: {error}", file=sys.stderr)
+        return error.exit_code
+    print_tables(tables, as_json=options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
