@@ -130,7 +130,7 @@ def onnxruntime(path: Path, modalities: Sequence[Modality], threads: int, name: 
 def openvino(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
     """One dense graph in OpenVINO for least latency; "bf16" is its own default where the processor has it."""
     if importlib.util.find_spec("openvino") is None:
-        raise UnavailableError(reason="not installed: openvino (pip install 'mars-edge[bench]')")
+        raise UnavailableError(reason="not installed: openvino (pip install openvino)")
     import openvino as runtime
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
