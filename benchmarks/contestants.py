@@ -151,6 +151,30 @@ def openvino(path: Path, modalities: Sequence[Modality], threads: int, name: str
     return Contestant(who=Who(name=name, precision=precision), decide=decide)
 
 
+def litert(path: Path, modalities: Sequence[Modality], threads: int) -> Contestant:
+    """One dense graph in LiteRT, which was TensorFlow Lite, with its XNNPACK delegate."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise UnavailableError(reason="not installed: ai-edge-litert")
+    if not path.exists():
+        raise UnavailableError(reason="not converted: give --litert-python, see benchmarks/to_litert.py")
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    places = [found["index"] for found in sorted(interpreter.get_input_details(), key=lambda found: found["name"])]
+    (output,) = interpreter.get_output_details()
+
+    def decide(given: Given) -> NDArray[np.float32]:
+        inputs = decision_inputs(modalities, given)
+        for place, value in zip(places, inputs.values(), strict=True):
+            interpreter.set_tensor(place, value.astype(np.float32, copy=False))
+        interpreter.invoke()
+        logits: NDArray[np.float32] = interpreter.get_tensor(output["index"])[0]
+        return logits
+
+    return Contestant(who=Who(name="LiteRT, dense, fp32", precision="fp32"), decide=decide)
+
+
 def made(makers: Mapping[Who, Callable[[], Contestant]]) -> tuple[list[Contestant], list[Row]]:
     """The contestants that can take part, and a row with the reason of every other."""
     found, skipped = [], []

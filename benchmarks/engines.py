@@ -15,6 +15,7 @@ With --subsets each decision has one, two or all sensors; a time is then the mea
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ import contestants
 import networks
 import numpy as np
 import torch
-from common import Row, Table, Who, note, part_parser, print_tables, table_of
+from common import FOLDER, Row, Table, Who, note, part_parser, print_tables, table_of
 from contestants import ORT_DENSE, Contestant
 from networks import Network, Samples
 from subset_cost import times
@@ -38,7 +39,9 @@ _COMPARED = 6
 _PAUSE_S = 0.002
 
 
-def write_all(network: Network, folder: Path, *, int8: bool = True) -> dict[str, Path]:
+def write_all(
+    network: Network, folder: Path, *, int8: bool = True, litert_python: Path | None = None
+) -> dict[str, Path]:
     """Every file that a contestant reads, by what it is; those that `folder` already has are kept.
 
     Experts that are not plain convolutions cannot be gathered: there is no such file then.
@@ -50,6 +53,9 @@ def write_all(network: Network, folder: Path, *, int8: bool = True) -> dict[str,
             note(f"  lowering {precision}")
             networks.write_ours(network, folder, [precision])
         found |= paths
+    found["litert"] = folder / "dense.tflite"
+    if litert_python is not None:
+        _written(found["litert"], lambda path: _convert(network, path.parent, litert_python))
     found["dense"] = _written(folder / "dense.onnx", lambda path: networks.write_dense(network, path))
     if all(networks.is_plain(expert) for expert in network.model.deployed.experts):
         found["gathered"] = _written(
@@ -61,6 +67,14 @@ def write_all(network: Network, folder: Path, *, int8: bool = True) -> dict[str,
             lambda path: networks.write_unrolled(found["onnx int8"], network.names, path),
         )
     return found
+
+
+def _convert(network: Network, folder: Path, python: Path) -> None:
+    networks.write_plain(network, folder)
+    command = [str(python), str(FOLDER / "to_litert.py"), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        note(f"  to_litert.py failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Path:
@@ -96,6 +110,7 @@ def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[W
         for name, make in (("onnxruntime", contestants.onnxruntime), ("OpenVINO", contestants.openvino)):
             title = f"{name}, {form}, {precision}"
             makers[Who(name=title)] = partial(make, paths[key], modalities, threads, title, precision)
+    makers[Who(name="LiteRT, dense, fp32")] = partial(contestants.litert, paths["litert"], modalities, threads)
     if "unrolled" in paths:
         title = "OpenVINO, dense, bf16"
         makers[Who(name=title)] = partial(
@@ -104,12 +119,9 @@ def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[W
     return makers
 
 
-def measure(
-    network: Network, folder: Path, *, threads: int, rounds: int, by_subset: bool, int8: bool = True
-) -> list[Table]:
+def measure(network: Network, paths: Mapping[str, Path], *, threads: int, rounds: int, by_subset: bool) -> list[Table]:
     """The tables of one number of threads."""
     torch.set_num_threads(threads)
-    paths = write_all(network, folder, int8=int8)
     samples = networks.samples_of(network.info.source.modalities, _COMPARED)
     taking, skipped = field(network, paths, threads, compile_too=not by_subset)
     every = subsets.all_subsets(network.names)
@@ -154,6 +166,7 @@ def main() -> int:
     parser.add_argument("--network", default="face_antispoof", metavar="RECIPE", help="default: face_antispoof")
     parser.add_argument("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
+    parser.add_argument("--litert-python", type=Path, metavar="FILE", help="python with litert-torch, to convert with")
     parser.add_argument("--fp32-only", action="store_true", help="no int8, which takes long for a large network")
     parser.add_argument("--subsets", action="store_true", help="one, two and all sensors, without torch.compile")
     try:
@@ -161,14 +174,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
             network = networks.network_of(options.network, options.run)
             work = options.work or Path(folder)
-            tables = measure(
-                network,
-                work,
-                threads=options.threads,
-                rounds=options.rounds,
-                by_subset=options.subsets,
-                int8=not options.fp32_only,
-            )
+            paths = write_all(network, work, int8=not options.fp32_only, litert_python=options.litert_python)
+            tables = measure(network, paths, threads=options.threads, rounds=options.rounds, by_subset=options.subsets)
     except MarsEdgeError as error:
         print(f"engines: {error}", file=sys.stderr)
         return error.exit_code

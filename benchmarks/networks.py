@@ -30,7 +30,7 @@ from mars_export import quantize
 from mars_export.hush import hushed
 from mars_export.lowering import Model, Precision, bare_manifest, lower
 from mars_export.pieces import float_pieces
-from mars_training.checkpoint import RunInfo, load_model
+from mars_training.checkpoint import RunInfo, load_model, save_weights, write_json
 from mars_training.data.load import describe, load_data
 from mars_training.data.split import Source
 from mars_training.methods import build_model
@@ -247,6 +247,15 @@ def write_dense(network: Network, path: Path, *, gathered: bool = False, batch: 
     assert exported is not None
     exported.save(str(path))
     return path
+
+
+def write_plain(network: Network, folder: Path) -> None:
+    """What `to_litert.py` builds the same network from: recipe, source and weights."""
+    write_json(
+        folder / "network.json",
+        {"recipe": network.info.recipe.to_dict(), "source": network.info.source.to_dict()},
+    )
+    save_weights(folder / "network.safetensors", network.model.state_dict(), epoch=0)
 
 
 def write_unrolled(artifact: Path, names: Sequence[str], path: Path) -> Path:
