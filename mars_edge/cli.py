@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "devices": ("mars_runtime.commands.devices:main", "the sensors of this machine, and whether they work", ""),
     "health-bench": ("mars_runtime.commands.health_bench:main", "grade the fault detector on injected faults", ""),
     "doctor": ("mars_runtime.commands.doctor:main", "measure each sensor and name what is wrong with it", ""),
+    "serve": ("mars_runtime.commands.serve:main", "the model in a browser, phone or desktop", ""),
     "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),

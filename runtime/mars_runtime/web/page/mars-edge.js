@@ -1,0 +1,1 @@
+export{p as Connection,a as FactFinder,t as PLACES,n as Pipeline,i as decide,u as kindOf,d as limitsOf,_ as manifestFrom,y as manifestText,h as openModel,r as preprocess,o as seen,g as selfTest,s as starting,c as step,l as summary,b as verify}from"./shared.js";

@@ -1,0 +1,208 @@
+"""The server of the browser page: its files, the model, the recorded rig; nothing can be changed through it.
+
+GET /             the page and its files
+GET /served.json  what is served: the model's name, whether there is a rig
+GET /model        the model file as it is
+GET /rig          a recorded play of the simulated rig
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from mars_edge.errors import UsageError
+from mars_runtime.services import access
+from mars_runtime.web.assets import Asset, page_assets
+
+CLIENTS = 32
+_SOCKET_S = 10.0
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
+    "img-src 'self'; media-src 'self' blob:; connect-src 'self'; worker-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Both together let the page share memory between threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(self)",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_DATA = "application/octet-stream"
+Contents = Mapping[str, Callable[[], Asset]]
+
+
+def contents(model: bytes, name: str, play: Callable[[], bytes] | None) -> Contents:
+    """What is served by path; `play` makes the recorded rig when it is asked for first."""
+    table = json.dumps({"model": name, "rig": play is not None}).encode()
+    files = {path: _constant(asset) for path, asset in page_assets().items()}
+    files["/served.json"] = _constant(Asset(stored=table, content_type="application/json"))
+    files["/model"] = _constant(Asset(stored=model, content_type=_DATA))
+    if play is not None:
+        files["/rig"] = _once(play)
+    return files
+
+
+def _constant(asset: Asset) -> Callable[[], Asset]:
+    return lambda: asset
+
+
+def _once(make: Callable[[], bytes]) -> Callable[[], Asset]:
+    lock = threading.Lock()
+    made = cache(lambda: Asset(stored=make(), content_type=_DATA))
+
+    def asset() -> Asset:
+        with lock:
+            return made()
+
+    return asset
+
+
+class WebSite:
+    """A web server in threads of its own; it listens from the moment it is made.
+
+    Args:
+        files: what is served by path.
+        token: asked of every client; None serves whoever names this machine as its host.
+        tls: certificate and key; None serves plain HTTP.
+
+    Raises:
+        UsageError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self, address: access.Address, files: Contents, *, token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        try:
+            self._server = _Server(address, files, token, tls)
+        except OSError as error:
+            raise UsageError(f"--host {address.host} --port {address.port}: {error.strerror}") from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="web-site", daemon=True)
+        self._thread.start()
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        self.url = f"http{'s' if tls else ''}://{host}:{self._server.server_address[1]}/"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2.0)
+
+
+class _Server(ThreadingHTTPServer):
+    """Threads for a bounded number of clients; a further one is turned away at once."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: access.Address, files: Contents, token: str | None, tls: ssl.SSLContext | None) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        self.files = files
+        self.token = token
+        self.tls = tls
+        self._places = threading.BoundedSemaphore(CLIENTS)
+        super().__init__((address.host, address.port), _Answer)
+
+    def server_bind(self) -> None:
+        """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def get_request(self) -> tuple[Any, Any]:
+        """A connection, under TLS where there is a certificate; the handshake is left to the client's own thread."""
+        connection, client = super().get_request()
+        if self.tls is None:
+            return connection, client
+        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), client
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own while there is a place."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Give the place back, however the answer ended."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or does not trust the certificate, is nobody's error."""
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: _Server
+    timeout = _SOCKET_S
+    server_version = "mars-edge"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """A file, or why there is none."""
+        url = urlsplit(self.path)
+        token = parse_qs(url.query).get("token", [None])[0]
+        reason = access.allowed(self.headers, token, self.server.token, self.server.server_port)
+        if reason is not None:
+            status = HTTPStatus.MISDIRECTED_REQUEST if self.server.token is None else HTTPStatus.UNAUTHORIZED
+            self._refuse(status, reason)
+        elif token is not None and url.path == "/":
+            self._remember(token)
+        elif url.path in self.server.files:
+            self._send(self.server.files[url.path]())
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, f"nothing at {url.path[:100]}")
+
+    def _remember(self, token: str) -> None:
+        """The token moves from the address, which is seen and kept, into a cookie."""
+        self.send_response(HTTPStatus.SEE_OTHER)
+        self.send_header("Location", "/")
+        secure = "; Secure" if self.server.tls else ""
+        self.send_header("Set-Cookie", f"{access.COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/{secure}")
+        self._end(b"")
+
+    def _send(self, asset: Asset) -> None:
+        if self.headers.get("If-None-Match") == asset.tag:
+            self.send_response(HTTPStatus.NOT_MODIFIED)
+            self._tagged(asset)
+            self.end_headers()
+            return
+        packed = asset.packed and "gzip" in self.headers.get("Accept-Encoding", "")
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", asset.content_type)
+        if packed:
+            self.send_header("Content-Encoding", "gzip")
+        self._tagged(asset)
+        self._end(asset.stored if packed else asset.plain)
+
+    def _tagged(self, asset: Asset) -> None:
+        self.send_header("ETag", asset.tag)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self._end(json.dumps({"error": reason}).encode())
+
+    def _end(self, content: bytes) -> None:
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, template: str, *values: object) -> None:
+        """Requests are not logged."""

@@ -1,0 +1,176 @@
+/** The page: a model that is served or picked, its sensors, and what it decides. */
+import type { Manifest } from "../core/manifest";
+import { openModel, type Opened } from "../engine/engine";
+import { PAGE_TIMING } from "../loop/connection";
+import type { Decision } from "../loop/pipeline";
+import { PLACES } from "../mars-edge";
+import { RigStream, type Fault } from "../sources/rig";
+import { showBars } from "./bars";
+import { Card } from "./card";
+import { Session } from "./session";
+
+/** What the server offers; a page without a server has nothing but files. */
+interface Served {
+  readonly model: string;
+  readonly rig: boolean;
+}
+
+const SHOWN_MS = 100;
+const cards = new Map<string, Card>();
+let session: Session | null = null;
+let rig: RigStream | null = null;
+let shownMs = 0;
+
+const part = (id: string): HTMLElement => document.getElementById(id)!;
+const say = (message: string, failed = false): void => {
+  part("link").textContent = message;
+  part("link").className = failed ? "failed" : "";
+};
+
+async function start(): Promise<void> {
+  keepOffline();
+  part("other").onchange = async (event) => {
+    const file = (event.target as HTMLInputElement).files?.[0];
+    if (file !== undefined) await use(new Uint8Array(await file.arrayBuffer()), file.name);
+  };
+  if (!window.isSecureContext) {
+    say("this page needs https, or 127.0.0.1: browsers give cameras and checksums to no other (mars-edge serve --cert)", true);
+    return;
+  }
+  navigator.mediaDevices.addEventListener("devicechange", () => void offer());
+  const served = await found<Served>("./served.json", (answer) => answer.json() as Promise<Served>);
+  if (served === null) {
+    say("no model is served; open an .onnx file");
+    return;
+  }
+  const model = found("./model", bytesOf);
+  const play = served.rig ? found("./rig", bytesOf) : null;
+  const [bytes, recorded] = [await model, await play];
+  if (recorded !== null) rig = RigStream.from(recorded, PAGE_TIMING.clock);
+  if (bytes === null) say("the served model cannot be loaded", true);
+  else await use(bytes, served.model);
+}
+
+async function found<T>(address: string, read: (answer: Response) => Promise<T>): Promise<T | null> {
+  try {
+    const answer = await fetch(address);
+    return answer.ok ? await read(answer) : null;
+  } catch {
+    return null;
+  }
+}
+
+async function bytesOf(answer: Response): Promise<Uint8Array> {
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+/** Open a model and decide with it in the place of any other. */
+async function use(bytes: Uint8Array, name: string): Promise<void> {
+  say(`opening ${name}`);
+  let opened: Opened;
+  try {
+    opened = await openModel(bytes, name, PLACES);
+  } catch (error) {
+    say((error as Error).message, true);
+    return;
+  }
+  session?.close();
+  part("sensors").replaceChildren();
+  cards.clear();
+  for (const modality of opened.engine.manifest.modalities) {
+    const actions = {
+      choose: (value: string) => { session?.choose(modality, value); void offer(); },
+      file: (file: File) => { session?.open(modality, file); void offer(); },
+      breakIt: (fault: Fault | null) => { session?.breakIt(modality.name, fault); cards.get(modality.name)?.press(fault); },
+    };
+    cards.set(modality.name, new Card(modality, part("sensors"), actions));
+  }
+  describe(opened, name);
+  session = new Session(opened, rig, {
+    decided: show,
+    refused: (sensor, message) => { cards.get(sensor)?.say(message); void offer(); },
+    failed: (message) => say(message, true),
+  });
+  await offer();
+  say("deciding");
+  void session.run();
+}
+
+/** List the sources of every sensor. */
+async function offer(): Promise<void> {
+  if (session === null) return;
+  const devices = await navigator.mediaDevices.enumerateDevices();
+  for (const modality of session.opened.engine.manifest.modalities) {
+    const chosen = session.chosen.get(modality.name) ?? "none";
+    const card = cards.get(modality.name);
+    card?.offer(session.choices(modality, devices), chosen);
+    card?.press(null);
+  }
+}
+
+function describe({ engine: { manifest }, sealed }: Opened, name: string): void {
+  part("name").textContent = manifest.name;
+  document.title = manifest.name;
+  const certified = Object.values(manifest.operatingPoints).filter((point) => point.certified).length;
+  part("model").textContent =
+    `${name}: ${manifest.precision}, ${manifest.activeExperts} of ${manifest.experts} experts` +
+    `${manifest.sharedExpert ? " and the shared one" : ""}; decides on ${certified} of ${2 ** manifest.names.length - 1} subsets` +
+    `${policyWords(manifest)}; sha256 ${sealed.digest}, verified`;
+}
+
+function policyWords({ policy }: Manifest): string {
+  const words = [
+    policy.require.length > 0 ? `requires ${policy.require.join(", ")}` : "",
+    policy.onMissing === "continue" ? "" : `${policy.onMissing} when a sensor is missing`,
+    policy.maskingFaults.length > 0 ? `masks ${policy.maskingFaults.join(", ")} sensors` : "",
+  ];
+  return words.filter((each) => each !== "").map((each) => `; ${each}`).join("");
+}
+
+function show(decision: Decision): void {
+  const nowMs = performance.now();
+  const root = document.documentElement.dataset;
+  if (decision.experts.length > 0) root["firstDecisionMs"] ??= String(Math.round(nowMs));
+  if (nowMs - shownMs < SHOWN_MS) return;
+  shownMs = nowMs;
+  const { outcome, modalities, latencyMs } = decision;
+  part("word").textContent = outcome.verdict;
+  part("word").className = outcome.verdict;
+  part("why").textContent = outcome.reason ?? words(decision);
+  part("subset").textContent = `present: ${decision.subset}`;
+  for (const [name, summary] of Object.entries(modalities)) {
+    cards.get(name)?.show(summary, session?.latest(name) ?? null, session?.error(name) ?? null);
+  }
+  showBars(part("experts"), decision.experts.map(({ id, gate }) => ({ name: `expert ${id}`, share: gate, text: gate.toFixed(2) })));
+  showLatency(latencyMs);
+  part("truth").textContent = rig === null || !usesRig() ? "" : `simulated: ${rig.species} is on stage (the truth, not seen by the model)`;
+}
+
+function usesRig(): boolean {
+  return [...(session?.chosen.values() ?? [])].includes("rig");
+}
+
+function words({ outcome }: Decision): string {
+  if (outcome.shares !== null) {
+    return Object.entries(outcome.shares).map(([label, share]) => `${label} ${Math.round(100 * share)} %`).join(", ");
+  }
+  return `${outcome.label}: score ${outcome.score?.toFixed(3)}, threshold ${outcome.threshold?.toFixed(3)}`;
+}
+
+function showLatency(latencyMs: Readonly<Record<string, number>>): void {
+  const { total = 0, ...stages } = latencyMs;
+  part("total").textContent = `${total.toFixed(1)} ms`;
+  const bars = Object.entries(stages).map(([name, ms]) => ({ name, share: total > 0 ? ms / total : 0, text: `${ms.toFixed(1)} ms` }));
+  showBars(part("latency"), bars);
+}
+
+function keepOffline(): void {
+  // There is none on pages that came over plain http from another machine.
+  if (navigator.serviceWorker === undefined) return;
+  void navigator.serviceWorker.register("./sw.js").then(async () => {
+    await navigator.serviceWorker.ready;
+    part("offline").textContent = "works offline";
+  }, () => undefined);
+}
+
+void start();
