@@ -18,6 +18,8 @@ export interface Actions {
   breakIt(fault: Fault | null): void;
 }
 
+// Reasons that the source itself explains better than numbers do.
+const UNREACHED = ["disconnected", "absent", "starting"];
 const FAULT_WORDS: Record<Fault, string> = { unplug: "Unplug", freeze: "Freeze", dark: "Darken" };
 
 export class Card {
@@ -74,7 +76,7 @@ export class Card {
     const age = ageS === null ? "" : `, ${Math.round(1000 * ageS)} ms old`;
     this.part(".state").textContent = (reason === null ? status : `${status}: ${reason}`) + (status === "ok" ? age : "");
     const numbers = Object.entries(evidence).map(([key, value]) => `${key} ${Number(value.toPrecision(3))}`).join(", ");
-    this.part(".evidence").textContent = status === "missing" && error !== null ? error : numbers;
+    this.part(".evidence").textContent = UNREACHED.includes(reason ?? "") && error !== null ? error : numbers;
     if (newest !== null && newest !== this.drawn) draw(this.canvas, newest.frame.sample, this.modality);
     this.drawn = newest;
   }
