@@ -232,7 +232,7 @@ def _table_lines(table: Table) -> list[str]:
         lines.append("| " + " | ".join([*cells, *(row.more.get(column, "") for column in columns)]) + " |")
     if table.best is not None:
         duel = table.best
-        lines += ["", f"Best of ours against the best other: {duel.ours}, {duel.ratio} of {duel.against}."]
+        lines += ["", f"Best of ours against the best other: {duel.ours}, {duel.ratio} times {duel.against}."]
     return lines
 
 
@@ -243,18 +243,25 @@ def number(value: float) -> str:
 
 def losses_markdown(parts: Sequence[Part]) -> str:
     """The section on what alternatives do better: a line for every row of ours that an alternative beats."""
-    lines = [
-        f"- {part.title}, {table.title}: {duel.ours} takes {duel.ratio} of {duel.against}"
-        + (" (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else "")
-        for part in parts
-        for table in part.tables
-        for duel in table.losses
+    tables = [(part, table) for part in parts for table in part.tables]
+    lines = [_loss_line(part, table, duel) for part, table in tables for duel in table.losses]
+    across = [
+        _loss_line(part, table, table.best)
+        for part, table in tables
+        if table.best is not None and table.best.is_loss and table.best not in table.losses
     ]
-    rows = sum(row.who.ours and row.value is not None for p in parts for t in p.tables for row in t.rows)
+    rows = sum(row.who.ours and row.value is not None for _, table in tables for row in table.rows)
     head = (
         f"{len(lines)} of {rows} rows of ours are above an alternative of the same precision; each beside the best one."
     )
+    if across:
+        lines += ["", "Our best row above an alternative of another precision:", "", *across]
     return "\n".join(["### Where we lose", "", head, "", *lines, ""])
+
+
+def _loss_line(part: Part, table: Table, duel: Duel) -> str:
+    shown = " (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else ""
+    return f"- {part.title}, {table.title}: {duel.ours} has {duel.ratio} times that of {duel.against}{shown}"
 
 
 def note(text: str) -> None:

@@ -32,19 +32,11 @@ class Dense(nn.Module):
     def __init__(self, model: TrainingMars) -> None:
         super().__init__()
         self.deployed = model.deployed
+        self.deployed.always_dense = True
 
     def forward(self, present: Tensor, *inputs: Tensor) -> Tensor:
-        deployed = self.deployed
-        features = deployed.encode_all(dict(zip(deployed.modalities, inputs, strict=True)))
-        z, router_logits = deployed.route(features, present > 0.5)
-        gates = deployed.gates(router_logits)
-        # Added up one after another, litert-torch 0.10 converts gated experts wrong: the answers were another's.
-        maps = torch.stack([expert(z) for expert in deployed.experts], dim=1)
-        combined = (maps * gates[:, :, None, None, None]).sum(dim=1)
-        if deployed.expert_shared is not None:
-            combined = combined + deployed.expert_shared(z)
-        logits: Tensor = deployed.head(combined)
-        return logits
+        given = dict(zip(self.deployed.modalities, inputs, strict=True))
+        return self.deployed(given, present > 0.5)
 
 
 def load(folder: Path) -> tuple[Dense, Source]:
@@ -54,7 +46,9 @@ def load(folder: Path) -> tuple[Dense, Source]:
     model = build_model(recipe_from_dict(said["recipe"]), source.modalities, len(source.labels))
     assert isinstance(model, TrainingMars)
     model.load_state_dict(load_file(folder / "network.safetensors"))
-    return Dense(model.eval()).eval(), source
+    # Weights in channels-last order, as training keeps them, are read wrong by litert-torch 0.10: other answers.
+    plain = model.to(memory_format=torch.contiguous_format)
+    return Dense(plain).eval(), source
 
 
 def main() -> int:
