@@ -28,11 +28,14 @@ PORT = 8360
 
 def main(argv: Sequence[str]) -> int:
     """Serve until stopped; 0."""
-    options = _parser().parse_args(argv)
+    return run(_parser().parse_args(argv), threading.Event())
+
+
+def run(options: argparse.Namespace, stop: threading.Event) -> int:
+    """Serve until `stop` is set or a signal comes; 0."""
     address = _address(options.host, options.port)
     token = access.token_for(address, options.token)
     tls = _tls(options.cert, options.key)
-    stop = threading.Event()
     site = WebSite(address, _contents(options), token=token, tls=tls)
     try:
         _announce(site, address, token, tls, options)
