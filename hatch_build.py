@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ LIBRARIES = (
     "executorch_kernels_quantized",
 )
 OUTPUT = Path("runtime/mars_runtime/engines/_native")
-SOURCES = (Path("runtime/native/mars_executorch.cpp"), Path("runtime/native/mars_executorch.h"), Path("hatch_build.py"))
+_NATIVE = Path("runtime/native")
+COMPILED = tuple(_NATIVE / name for name in ("mars_executorch.cpp", "inference.cpp", "gates.cpp"))
+SOURCES = (*COMPILED, *(_NATIVE / name for name in ("mars_executorch.h", "gates.h")), Path("hatch_build.py"))
 ENGINE = "libmars_executorch.so"
 # The interpreter tag only picks a file: the libraries inside do not depend on Python.
 WHEEL_PYTHON = "3.11"
@@ -79,7 +81,7 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
         staged.mkdir()
         package = _unpack(environment, Path(scratch))
         _copy_libraries(package, staged, environment)
-        _compile(compiler, root / SOURCES[0], package, staged)
+        _compile(compiler, [root / source for source in COMPILED], package, staged)
         _copy_licence(package, staged)
         (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
         shutil.rmtree(output, ignore_errors=True)
@@ -184,13 +186,15 @@ def _strip(library: Path, environment: Mapping[str, str]) -> None:
         subprocess.run([strip, "--strip-unneeded", str(library)], check=True)
 
 
-def _compile(compiler: list[str], source: Path, package: Path, staged: Path) -> None:
+def _compile(compiler: list[str], sources: Sequence[Path], package: Path, staged: Path) -> None:
     include = package / "include"
     command = [
-        *compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-s", "-fvisibility=hidden", "-Wall", "-Wextra",
+        # Contracted to one rounding, a gated sum would have other bits on aarch64 than on x86-64.
+        *compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-s", "-fvisibility=hidden",
+        "-Wall", "-Wextra",
         "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
         "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"),
-        str(source), "-o", str(staged / ENGINE), "-pthread",
+        *map(str, sources), "-o", str(staged / ENGINE), "-pthread",
         f"-L{staged}", "-Wl,--no-as-needed",
         *(f"-l:{path.name}" for path in sorted(staged.glob("*.so"))),
         "-Wl,-rpath,$ORIGIN",

@@ -107,13 +107,55 @@ class CountingAllocator final : public MallocMemoryAllocator {
   size_t total_bytes = 0;
 };
 
+bool read_ahead_crosses_page(const void* data, size_t size_bytes) {
+  auto last = reinterpret_cast<uintptr_t>(data) + size_bytes - 1;
+  return size_bytes > 0 && last / kPage != (last + kReadAhead) / kPage;
+}
+
+// What a tensor's header points to; it must stay in place while the runtime holds the tensor.
+struct InputTensor {
+  mars_tensor_info info;
+  std::vector<TensorImpl::DimOrderType> dim_order;
+  std::vector<TensorImpl::StridesType> strides;
+  AlignedBytes copy;
+  std::unique_ptr<TensorImpl> impl;
+
+  // Once: what follows from `info`. The tensor must not be moved afterwards.
+  void prepare() {
+    dim_order.resize(info.rank);
+    strides.resize(info.rank);
+    int32_t stride = 1;
+    for (int32_t axis = info.rank - 1; axis >= 0; --axis) {
+      dim_order[axis] = static_cast<TensorImpl::DimOrderType>(axis);
+      strides[axis] = stride;
+      stride *= std::max(info.shape[axis], 1);
+    }
+    impl = std::make_unique<TensorImpl>(static_cast<ScalarType>(info.dtype), info.rank, info.shape, nullptr,
+                                        dim_order.data(), strides.data());
+  }
+
+  void bind(void* data) {
+    if (!info.is_planned && read_ahead_crosses_page(data, info.size_bytes)) {
+      // A delegate would read beyond the caller's array into a page that may not exist.
+      if (copy == nullptr) {
+        copy = allocate_padded(info.size_bytes);
+      }
+      std::memcpy(copy.get(), data, info.size_bytes);
+      data = copy.get();
+    }
+    impl->set_data(data);
+  }
+};
+
 // Members are destroyed from last to first: the method goes before what it points to.
 struct LoadedMethod {
   CountingAllocator allocator;
   MallocMemoryAllocator temporary;
   std::unique_ptr<HierarchicalAllocator> planned;
   std::unique_ptr<MemoryManager> memory;
+  std::vector<InputTensor> inputs;
   std::unique_ptr<Method> method;
+  std::vector<mars_tensor_info> outputs;
   std::vector<bool> output_in_place;  // no memory of its own: the runtime writes into the caller's array
 
   // Must run before the first call: afterwards the tensors hold the last caller's address.
@@ -230,31 +272,6 @@ int open_program(const void* data, size_t size_bytes, Engine& engine) {
   return error == Error::Ok ? 0 : fail("the program's memory plan cannot be read", error);
 }
 
-int load(Engine& engine, const std::string& name, LoadedMethod** method) {
-  auto found = engine.methods.find(name);
-  if (found != engine.methods.end()) {
-    *method = found->second.get();
-    return 0;
-  }
-  if (std::find(engine.names.begin(), engine.names.end(), name) == engine.names.end()) {
-    return fail("no method '" + name + "' in the program");
-  }
-  auto loaded = std::make_unique<LoadedMethod>();
-  loaded->planned = std::make_unique<HierarchicalAllocator>(
-      Span<Span<uint8_t>>(engine.arena_spans.data(), engine.arena_spans.size()));
-  loaded->memory = std::make_unique<MemoryManager>(&loaded->allocator, loaded->planned.get(), &loaded->temporary);
-  Result<Method> result = engine.program->load_method(name.c_str(), loaded->memory.get());
-  if (!result.ok()) {
-    return fail("method '" + name + "' cannot be loaded", result.error());
-  }
-  loaded->method = std::make_unique<Method>(std::move(*result));
-  loaded->note_outputs();
-  *method = loaded.get();
-  engine.methods.emplace(name, std::move(loaded));
-  engine.loaded_count.add();
-  return 0;
-}
-
 Result<TensorInfo> tensor_meta(const MethodMeta& meta, bool is_output, size_t index) {
   return is_output ? meta.output_tensor_meta(index) : meta.input_tensor_meta(index);
 }
@@ -283,105 +300,119 @@ int read_info(const MethodMeta& meta, const std::string& method, bool is_output,
   return 0;
 }
 
-int check_array(const mars_array& array, const mars_tensor_info& info, const std::string& what) {
-  bool same = array.rank == info.rank && std::equal(info.shape, info.shape + info.rank, array.shape);
-  if (!same) {
-    bool known = array.rank >= 0 && array.rank <= MARS_MAX_RANK;
-    return fail(what + ": expected shape " + shape_text(info.shape, info.rank) + ", given " +
-                (known ? shape_text(array.shape, array.rank) : "rank " + std::to_string(array.rank)));
-  }
-  if (array.dtype != info.dtype) {
-    return fail(what + ": expected dtype number " + std::to_string(info.dtype) + ", given " +
-                std::to_string(array.dtype));
-  }
-  return array.data == nullptr && info.size_bytes > 0 ? fail(what + ": no data") : 0;
-}
-
-bool read_ahead_crosses_page(const void* data, size_t size_bytes) {
-  auto last = reinterpret_cast<uintptr_t>(data) + size_bytes - 1;
-  return size_bytes > 0 && last / kPage != (last + kReadAhead) / kPage;
-}
-
-// What a tensor's header points to; it must stay in place while the runtime holds the tensor.
-struct InputTensor {
-  mars_tensor_info info;
-  std::vector<TensorImpl::DimOrderType> dim_order;
-  std::vector<TensorImpl::StridesType> strides;
-  AlignedBytes copy;
-  std::unique_ptr<TensorImpl> impl;
-
-  void bind(void* data) {
-    if (!info.is_planned && read_ahead_crosses_page(data, info.size_bytes)) {
-      // A delegate would read beyond the caller's array into a page that may not exist.
-      copy = allocate_padded(info.size_bytes);
-      std::memcpy(copy.get(), data, info.size_bytes);
-      data = copy.get();
-    }
-    dim_order.resize(info.rank);
-    strides.resize(info.rank);
-    int32_t stride = 1;
-    for (int32_t axis = info.rank - 1; axis >= 0; --axis) {
-      dim_order[axis] = static_cast<TensorImpl::DimOrderType>(axis);
-      strides[axis] = stride;
-      stride *= std::max(info.shape[axis], 1);
-    }
-    impl = std::make_unique<TensorImpl>(static_cast<ScalarType>(info.dtype), info.rank, info.shape, data,
-                                        dim_order.data(), strides.data());
-  }
-};
-
-int set_inputs(Method& method, const std::string& name, const mars_array* arrays, std::vector<InputTensor>& tensors) {
-  MethodMeta meta = method.method_meta();
-  for (size_t index = 0; index < tensors.size(); ++index) {
-    const std::string what = "method '" + name + "' input " + std::to_string(index);
-    if (read_info(meta, name, false, index, &tensors[index].info) ||
-        check_array(arrays[index], tensors[index].info, what)) {
+// Read once: every call needs it.
+int prepare_tensors(LoadedMethod& loaded, const std::string& name) {
+  MethodMeta meta = loaded.method->method_meta();
+  loaded.inputs.resize(meta.num_inputs());
+  loaded.outputs.resize(meta.num_outputs());
+  for (size_t index = 0; index < loaded.inputs.size(); ++index) {
+    if (read_info(meta, name, false, index, &loaded.inputs[index].info)) {
       return 1;
     }
-    tensors[index].bind(arrays[index].data);
-    Error error = method.set_input(EValue(Tensor(tensors[index].impl.get())), index);
-    if (error != Error::Ok) {
-      return fail(what, error);
+    loaded.inputs[index].prepare();
+  }
+  for (size_t index = 0; index < loaded.outputs.size(); ++index) {
+    if (read_info(meta, name, true, index, &loaded.outputs[index])) {
+      return 1;
     }
   }
   return 0;
 }
 
-int bind_outputs(LoadedMethod& loaded, const std::string& name, const mars_array* arrays,
-                 std::vector<mars_tensor_info>& infos) {
-  Method& method = *loaded.method;
-  MethodMeta meta = method.method_meta();
-  for (size_t index = 0; index < infos.size(); ++index) {
-    const std::string what = "method '" + name + "' output " + std::to_string(index);
-    if (read_info(meta, name, true, index, &infos[index]) || check_array(arrays[index], infos[index], what)) {
+int load(Engine& engine, const std::string& name, LoadedMethod** method) {
+  auto found = engine.methods.find(name);
+  if (found != engine.methods.end()) {
+    *method = found->second.get();
+    return 0;
+  }
+  if (std::find(engine.names.begin(), engine.names.end(), name) == engine.names.end()) {
+    return fail("no method '" + name + "' in the program");
+  }
+  auto loaded = std::make_unique<LoadedMethod>();
+  loaded->planned = std::make_unique<HierarchicalAllocator>(
+      Span<Span<uint8_t>>(engine.arena_spans.data(), engine.arena_spans.size()));
+  loaded->memory = std::make_unique<MemoryManager>(&loaded->allocator, loaded->planned.get(), &loaded->temporary);
+  Result<Method> result = engine.program->load_method(name.c_str(), loaded->memory.get());
+  if (!result.ok()) {
+    return fail("method '" + name + "' cannot be loaded", result.error());
+  }
+  loaded->method = std::make_unique<Method>(std::move(*result));
+  loaded->note_outputs();
+  if (prepare_tensors(*loaded, name)) {
+    return 1;
+  }
+  *method = loaded.get();
+  engine.methods.emplace(name, std::move(loaded));
+  engine.loaded_count.add();
+  return 0;
+}
+
+std::string tensor_text(const std::string& method, bool is_output, size_t index) {
+  return "method '" + method + "' " + (is_output ? "output " : "input ") + std::to_string(index);
+}
+
+int check_array(const mars_array& array, const mars_tensor_info& info, const std::string& method, bool is_output,
+                size_t index) {
+  bool same = array.rank == info.rank && std::equal(info.shape, info.shape + info.rank, array.shape);
+  if (!same) {
+    bool known = array.rank >= 0 && array.rank <= MARS_MAX_RANK;
+    return fail(tensor_text(method, is_output, index) + ": expected shape " + shape_text(info.shape, info.rank) +
+                ", given " + (known ? shape_text(array.shape, array.rank) : "rank " + std::to_string(array.rank)));
+  }
+  if (array.dtype != info.dtype) {
+    return fail(tensor_text(method, is_output, index) + ": expected dtype number " + std::to_string(info.dtype) +
+                ", given " + std::to_string(array.dtype));
+  }
+  bool empty = array.data == nullptr && info.size_bytes > 0;
+  return empty ? fail(tensor_text(method, is_output, index) + ": no data") : 0;
+}
+
+int set_inputs(LoadedMethod& loaded, const std::string& name, const mars_array* arrays) {
+  for (size_t index = 0; index < loaded.inputs.size(); ++index) {
+    InputTensor& tensor = loaded.inputs[index];
+    if (check_array(arrays[index], tensor.info, name, false, index)) {
+      return 1;
+    }
+    tensor.bind(arrays[index].data);
+    Error error = loaded.method->set_input(EValue(Tensor(tensor.impl.get())), index);
+    if (error != Error::Ok) {
+      return fail(tensor_text(name, false, index), error);
+    }
+  }
+  return 0;
+}
+
+int bind_outputs(LoadedMethod& loaded, const std::string& name, const mars_array* arrays) {
+  for (size_t index = 0; index < loaded.outputs.size(); ++index) {
+    const mars_tensor_info& info = loaded.outputs[index];
+    if (check_array(arrays[index], info, name, true, index)) {
       return 1;
     }
     if (!loaded.output_in_place[index]) {
       continue;  // planned or constant: copied after the run
     }
-    Error error = method.set_output_data_ptr(arrays[index].data, infos[index].size_bytes, index);
+    Error error = loaded.method->set_output_data_ptr(arrays[index].data, info.size_bytes, index);
     if (error != Error::Ok) {
-      return fail(what, error);
+      return fail(tensor_text(name, true, index), error);
     }
   }
   return 0;
 }
 
-int copy_outputs(Method& method, const std::string& name, const mars_array* arrays,
-                 const std::vector<mars_tensor_info>& infos) {
-  for (size_t index = 0; index < infos.size(); ++index) {
-    const std::string what = "method '" + name + "' output " + std::to_string(index);
-    const EValue& value = method.get_output(index);
+int copy_outputs(LoadedMethod& loaded, const std::string& name, const mars_array* arrays) {
+  for (size_t index = 0; index < loaded.outputs.size(); ++index) {
+    const int64_t size_bytes = loaded.outputs[index].size_bytes;
+    const EValue& value = loaded.method->get_output(index);
     if (!value.isTensor()) {
-      return fail(what + " is not a tensor");
+      return fail(tensor_text(name, true, index) + " is not a tensor");
     }
     Tensor tensor = value.toTensor();
-    if (static_cast<int64_t>(tensor.nbytes()) != infos[index].size_bytes) {
-      return fail(what + ": " + std::to_string(tensor.nbytes()) + " bytes came out, " +
-                  std::to_string(infos[index].size_bytes) + " were announced");
+    if (static_cast<int64_t>(tensor.nbytes()) != size_bytes) {
+      return fail(tensor_text(name, true, index) + ": " + std::to_string(tensor.nbytes()) + " bytes came out, " +
+                  std::to_string(size_bytes) + " were announced");
     }
     if (tensor.const_data_ptr() != arrays[index].data) {
-      std::memcpy(arrays[index].data, tensor.const_data_ptr(), infos[index].size_bytes);
+      std::memcpy(arrays[index].data, tensor.const_data_ptr(), size_bytes);
     }
   }
   return 0;
@@ -400,17 +431,15 @@ int execute(Engine& engine, const std::string& name, const mars_array* inputs, i
                 std::to_string(method->outputs_size()) + " outputs, given " + std::to_string(input_count) + " and " +
                 std::to_string(output_count));
   }
-  std::vector<InputTensor> tensors(input_count);
-  std::vector<mars_tensor_info> infos(output_count);
   // Outputs first: where an output is an input passed through, the input's address must win.
-  if (bind_outputs(*loaded, name, outputs, infos) || set_inputs(*method, name, inputs, tensors)) {
+  if (bind_outputs(*loaded, name, outputs) || set_inputs(*loaded, name, inputs)) {
     return 1;
   }
   Error error = method->execute();
   if (error != Error::Ok) {
     return fail("method '" + name + "' failed", error);
   }
-  return copy_outputs(*method, name, outputs, infos);
+  return copy_outputs(*loaded, name, outputs);
 }
 
 // No C++ exception may leave a C function.
@@ -444,6 +473,13 @@ const bool runtime_ready = [] {
 }();
 
 }  // namespace
+
+namespace mars {
+// The one place of this thread's error message, for the other parts of the library.
+int fail_inference(const std::string& message) {
+  return fail(message);
+}
+}  // namespace mars
 
 extern "C" {
 

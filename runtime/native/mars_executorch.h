@@ -15,7 +15,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define MARS_ABI 1
+#define MARS_ABI 2
 #define MARS_MAX_RANK 8
 
 // dtype: the ScalarType numbers of PyTorch (0 uint8, 1 int8, 4 int64, 6 float32, ...).
@@ -34,6 +34,26 @@ typedef struct {
   int32_t rank;
   int32_t shape[MARS_MAX_RANK];
 } mars_array;
+
+// A model's methods and the forms of its tensors; `data` of every array here is ignored. All tensors are float32.
+typedef struct {
+  int32_t modalities;
+  const char* const* encoders;  // a method per modality
+  const mars_array* samples;
+  const mars_array* features;
+  const char* const* experts;  // a method per entry of router_logits
+  const char* shared_expert;   // null where there is none
+  int32_t active_experts;
+  mars_array z;
+  mars_array router_logits;
+  mars_array combined;
+  mars_array logits;
+} mars_plan;
+
+typedef struct {
+  int32_t expert;
+  float gate;
+} mars_chosen_expert;
 
 typedef struct {
   int64_t program_bytes;
@@ -58,6 +78,15 @@ int mars_tensor(uint64_t engine, const char* method, int32_t is_output, int32_t 
 // Loads the method on first use. Outputs are written into the caller's arrays.
 int mars_execute(uint64_t engine, const char* method, const mars_array* inputs, int32_t input_count,
                  const mars_array* outputs, int32_t output_count);
+
+// One inference: the encoders of the modalities with a sample, "route", the chosen experts, "head".
+//   samples   per modality the new sample, or null: its encoder does not run
+//   features  per modality its feature: written where there is a sample; given otherwise, zeros where it is missing
+//   chosen    receives active_experts entries, largest gate first
+//   stage_ms  receives modalities + 3 times: each encoder (negative: it did not run), route, experts, head
+// Fails where router logits or logits are not finite.
+int mars_infer(uint64_t engine, const mars_plan* plan, const float* const* samples, float* const* features,
+               float* logits, mars_chosen_expert* chosen, double* stage_ms);
 
 // The thread pool belongs to the process: it can only change while no engine has loaded a method.
 int mars_set_threads(int32_t threads);

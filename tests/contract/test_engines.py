@@ -21,6 +21,7 @@ from mars_edge.subsets import all_subsets
 from mars_runtime.engines import Engine, open_engine, read_manifest
 from mars_runtime.engines.binding import PythonRunner
 from mars_runtime.engines.native import NativeRunner
+from mars_runtime.engines.one_call import OneCallEngine
 from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX
 from mars_runtime.engines.staged import StagedEngine
 from tests.contract.conftest import ENGINE_CASES, Artifacts, require_engine
@@ -384,19 +385,35 @@ def test_the_thread_pool_cannot_change_under_a_loaded_model(tiny: Artifacts) -> 
 
 def test_only_the_chosen_experts_and_new_encoders_are_executed(tiny: Artifacts) -> None:
     require_engine(NATIVE)
-    engine = open_engine(tiny.in_place, engine=NATIVE)
-    assert isinstance(engine, StagedEngine)
-    called: list[str] = []
-    execute = engine.runner.execute
-
-    def recorded(method: str, inputs: Any) -> Any:
-        called.append(method)
-        return execute(method, inputs)
-
-    engine.runner.execute = recorded  # type: ignore[method-assign]
+    engine = open_engine(tiny.in_place, engine=NATIVE, self_test=False)
+    assert isinstance(engine, OneCallEngine)
+    before = engine.runner.memory().methods_loaded
     result = engine.infer({"ir": sample(0)["ir"]}, {})
-    experts = [f"expert_{index}" for index, _ in result.experts]
-    assert called == ["encode_ir", "route", *experts, "head"]
+    # Methods load at their first use: one encoder, route, the chosen experts, head.
+    assert engine.runner.memory().methods_loaded - before == 3 + len(result.experts)
+    assert len(result.experts) < engine.manifest.experts
+    engine.close()
+
+
+def test_one_call_gives_the_bits_of_a_loop_over_the_methods(tiny: Artifacts) -> None:
+    require_engine(NATIVE)
+    engine = open_engine(tiny.in_place, engine=NATIVE)
+    assert isinstance(engine, OneCallEngine)
+    loop = StagedEngine(engine.manifest, engine.runner)
+    names = engine.manifest.names
+    for seed in range(20):
+        samples = sample(seed)
+        kept = loop.infer(sample(seed + 100), {}).features
+        for present in all_subsets(names):
+            fresh = {name: samples[name] for name in present[seed % 2 :]}
+            cached = {name: kept[name] for name in present if name not in fresh}
+            one, many = engine.infer(fresh, cached), loop.infer(fresh, cached)
+            assert one.logits.tobytes() == many.logits.tobytes()
+            assert one.experts == many.experts
+            assert {n: f.tobytes() for n, f in one.features.items()} == {
+                n: f.tobytes() for n, f in many.features.items()
+            }
+            assert list(one.latency_ms) == list(many.latency_ms)
     engine.close()
 
 

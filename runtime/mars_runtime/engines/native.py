@@ -22,7 +22,7 @@ from mars_runtime.engines.protocol import NATIVE, MethodSpec, TensorSpec
 
 FOLDER = Path(__file__).parent / "_native"
 _LIBRARY = "libmars_executorch.so"
-_ABI = 1
+_ABI = 2
 _MAX_RANK = 8
 # PyTorch's ScalarType numbers (c10/core/ScalarType.h).
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -53,6 +53,30 @@ class _Array(ctypes.Structure):
     )
 
 
+class CPlan(ctypes.Structure):
+    """`mars_plan`: a model's methods and the forms of its tensors."""
+
+    _fields_ = (
+        ("modalities", ctypes.c_int32),
+        ("encoders", ctypes.POINTER(ctypes.c_char_p)),
+        ("samples", ctypes.POINTER(_Array)),
+        ("features", ctypes.POINTER(_Array)),
+        ("experts", ctypes.POINTER(ctypes.c_char_p)),
+        ("shared_expert", ctypes.c_char_p),
+        ("active_experts", ctypes.c_int32),
+        ("z", _Array),
+        ("router_logits", _Array),
+        ("combined", _Array),
+        ("logits", _Array),
+    )
+
+
+class ChosenExpert(ctypes.Structure):
+    """`mars_chosen_expert`: which expert ran, and its gate."""
+
+    _fields_ = (("expert", ctypes.c_int32), ("gate", ctypes.c_float))
+
+
 class _Memory(ctypes.Structure):
     _fields_ = (
         ("program_bytes", ctypes.c_int64),
@@ -76,6 +100,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "mars_execute": [
         ctypes.c_uint64, ctypes.c_char_p,
         ctypes.POINTER(_Array), ctypes.c_int32, ctypes.POINTER(_Array), ctypes.c_int32,
+    ],
+    "mars_infer": [
+        ctypes.c_uint64, ctypes.POINTER(CPlan), ctypes.POINTER(ctypes.c_void_p),
+        ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.POINTER(ChosenExpert),
+        ctypes.POINTER(ctypes.c_double),
     ],
     "mars_set_threads": [ctypes.c_int32],
     "mars_threads": [],
@@ -211,7 +240,7 @@ class NativeRunner:
         plan = self._plans.get(method)
         if plan is None:
             spec = self.describe(method)
-            inputs, outputs = _descriptions(spec.inputs), _descriptions(spec.outputs)
+            inputs, outputs = described(spec.inputs), described(spec.outputs)
             plan = self._plans[method] = _Plan(spec=spec, c_name=_c_name(method), inputs=inputs, outputs=outputs)
         return plan
 
@@ -223,6 +252,14 @@ class NativeRunner:
             "mars_execute", self._handle, plan.c_name,
             _at(plan.inputs, ordered), len(ordered), _at(plan.outputs, outputs), len(outputs),
         )  # fmt: skip
+
+    def infer(self, plan: CPlan, samples: Any, features: Any, logits: int, chosen: Any, stage_ms: Any) -> None:
+        """`mars_infer` on the addresses of C-ordered float32 arrays of the forms in `plan`, which nothing checks.
+
+        Raises:
+            EngineError: execution failed, router logits or logits are not finite, or closed.
+        """
+        self._call("mars_infer", self._handle, ctypes.byref(plan), samples, features, logits, chosen, stage_ms)
 
     def memory(self) -> MemoryUse:
         """What the runner holds now."""
@@ -289,7 +326,8 @@ def _c_name(method: str) -> bytes:
     return method.encode("utf-8")
 
 
-def _descriptions(specs: Sequence[TensorSpec]) -> Any:
+def described(specs: Sequence[TensorSpec]) -> Any:
+    """`mars_array` of each, without addresses."""
     views = (_Array * len(specs))()
     for view, spec in zip(views, specs, strict=True):
         view.dtype = _NUMBERS[spec.dtype]

@@ -15,6 +15,7 @@ from mars_runtime.engines import binding, graph, native
 from mars_runtime.engines.binding import PythonRunner
 from mars_runtime.engines.graph import OnnxEngine
 from mars_runtime.engines.native import NativeRunner
+from mars_runtime.engines.one_call import OneCallEngine
 from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX, Engine, MethodRunner, MethodSpec, TensorSpec
 from mars_runtime.engines.staged import StagedEngine
 from mars_runtime.models import find_model
@@ -151,7 +152,7 @@ def _open_pte(sealed: Sealed, chosen: str, threads: int | None) -> Engine:
     except MarsEdgeError:
         runner.close()
         raise
-    return StagedEngine(manifest, runner)
+    return OneCallEngine(manifest, runner) if isinstance(runner, NativeRunner) else StagedEngine(manifest, runner)
 
 
 def _pte_manifest(runner: MethodRunner) -> Manifest:
