@@ -109,8 +109,9 @@ class Tally:
         self.late = 0
         self.skipped = 0
         self.masked = 0
-        self._overhead_ms = np.zeros(_BUFFERED, np.float32)
-        self._engine_ms = np.zeros(_BUFFERED, np.float32)
+        # Written at once: memory that these take bit by bit would look like the loop's.
+        self._overhead_ms = np.full(_BUFFERED, np.nan, np.float32)
+        self._engine_ms = np.full(_BUFFERED, np.nan, np.float32)
 
     def _timed(self, plan: Plan | None = None) -> Decision:
         begin_s = time.perf_counter()
