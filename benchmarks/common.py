@@ -8,12 +8,13 @@ ours above an alternative of the same precision; tables find their losses themse
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class Table:
     """One job.
 
     Attributes:
+        group: tables of one group, which have the same contestants, stand side by side in a document.
         base: the contestant that `Row.ratio` is over.
         losses: of every row of ours that has any, the one against the best alternative of its precision.
         best: our best row against the best alternative, whatever their precision; None where a side is missing.
@@ -89,6 +91,12 @@ class Table:
     rows: Sequence[Row]
     losses: Sequence[Duel]
     best: Duel | None
+    group: str = ""
+
+    @property
+    def full_title(self) -> str:
+        """With the group's."""
+        return f"{self.group}, {self.title}" if self.group else self.title
 
 
 def table_of(
@@ -100,6 +108,7 @@ def table_of(
     base: str,
     skipped: Sequence[Row] = (),
     more: Mapping[str, Mapping[str, str]] | None = None,
+    group: str = "",
 ) -> Table:
     """The table of `measured` (R, S).
 
@@ -125,6 +134,7 @@ def table_of(
         rows=[*rows, *skipped],
         losses=_losses(contestants, measured),
         best=_duel(contestants, measured, _numbers(contestants, True), _numbers(contestants, False)),
+        group=group,
     )
 
 
@@ -215,8 +225,9 @@ def as_markdown(part: Part) -> str:
     quick = ["**A quick run: to see that it works. Not a result.**", ""] if part.quick else []
     lines = [f"### {part.title} ({part.date})", "", *quick, f"`{part.command}`", "", f"{part.machine}.", ""]
     lines += [*part.notes, ""] if part.notes else []
-    for table in part.tables:
-        lines += [*_table_lines(table), ""]
+    for group, tables in itertools.groupby(part.tables, key=lambda table: table.group):
+        lines += _matrix_lines(group, list(tables)) if group else []
+        lines += [] if group else [line for table in tables for line in (*_table_lines(table), "")]
     return "\n".join(lines)
 
 
@@ -231,9 +242,30 @@ def _table_lines(table: Table) -> list[str]:
             cells = [f"**{row.who.name}**" if row.who.ours else row.who.name, number(row.value), str(row.ratio)]
         lines.append("| " + " | ".join([*cells, *(row.more.get(column, "") for column in columns)]) + " |")
     if table.best is not None:
-        duel = table.best
-        lines += ["", f"Best of ours against the best other: {duel.ours}, {duel.ratio} times {duel.against}."]
+        lines += ["", f"Result: {_best_line(table.best)}".strip()]
     return lines
+
+
+def _matrix_lines(group: str, tables: Sequence[Table]) -> list[str]:
+    """Contestants by tables; a cell is the median and, in brackets, the ratio with its interval."""
+    first = tables[0]
+    head = [f"{group}: {first.unit} (of {first.base}, 95 % interval)", *(table.title for table in tables)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    cells = [{row.who.name: row for row in table.rows} for table in tables]
+    for who in {row.who.name: row.who for table in tables for row in table.rows}.values():
+        own = [_cell(found.get(who.name)) for found in cells]
+        lines.append("| " + " | ".join([f"**{who.name}**" if who.ours else who.name, *own]) + " |")
+    return [*lines, "", *(f"{table.title}: {_best_line(table.best)}" for table in tables if table.best), ""]
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"not measured: {row.reason}" if row.value is None else f"{number(row.value)} ({row.ratio})"
+
+
+def _best_line(duel: Duel) -> str:
+    return f"best of ours against the best other: {duel.ours}, {duel.ratio} times {duel.against}.  "
 
 
 def number(value: float) -> str:
@@ -261,7 +293,7 @@ def losses_markdown(parts: Sequence[Part]) -> str:
 
 def _loss_line(part: Part, table: Table, duel: Duel) -> str:
     shown = " (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else ""
-    return f"- {part.title}, {table.title}: {duel.ours} has {duel.ratio} times that of {duel.against}{shown}"
+    return f"- {part.title}, {table.full_title}: {duel.ours} has {duel.ratio} times that of {duel.against}{shown}"
 
 
 def note(text: str) -> None:
@@ -303,7 +335,7 @@ def print_tables(tables: Sequence[Table], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(table) for table in tables]))
     else:
-        print("\n\n".join("\n".join(_table_lines(table)) for table in tables))
+        print("\n\n".join("\n".join(_table_lines(replace(table, title=table.full_title))) for table in tables))
         print(f"\n{machine_line()}, {today()}")
 
 

@@ -15,6 +15,7 @@ With --subsets each decision has one, two or all sensors; a time is then the mea
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -55,14 +56,14 @@ def write_all(
         found |= paths
     found["litert"] = folder / "dense.tflite"
     if litert_python is not None:
-        _written(found["litert"], lambda path: _convert(network, path.parent, litert_python))
-    found["dense"] = _written(folder / "dense.onnx", lambda path: networks.write_dense(network, path))
+        written(found["litert"], lambda path: _convert(network, path.parent, litert_python))
+    found["dense"] = written(folder / "dense.onnx", lambda path: networks.write_dense(network, path))
     if all(networks.is_plain(expert) for expert in network.model.deployed.experts):
-        found["gathered"] = _written(
+        found["gathered"] = written(
             folder / "gathered.onnx", lambda path: networks.write_dense(network, path, gathered=True)
         )
     if int8:
-        found["unrolled"] = _written(
+        found["unrolled"] = written(
             folder / "unrolled-int8.onnx",
             lambda path: networks.write_unrolled(found["onnx int8"], network.names, path),
         )
@@ -77,7 +78,8 @@ def _convert(network: Network, folder: Path, python: Path) -> None:
         note(f"  to_litert.py failed: {done.stderr.strip().splitlines()[-1]}")
 
 
-def _written(path: Path, write: Callable[[Path], object]) -> Path:
+def written(path: Path, write: Callable[[Path], object]) -> Path:
+    """`path`, made by `write` where it is not there yet."""
     if not path.exists():
         note(f"  writing {path.name}")
         write(path)
@@ -148,15 +150,23 @@ def _tables(
     counted = f"{threads} {'thread' if threads == 1 else 'threads'}"
     return [
         table_of(
-            f"{size} of {len(samples[0])} present, {counted}",
+            f"{size} of {len(samples[0])} present" if len(sizes) > 1 else f"all present, {counted}",
             "ms",
             [one.who for one in taking],
             np.mean(cube[:, :, [i for i, subset in enumerate(wanted) if len(subset) == size]], axis=2),
             base=ORT_DENSE,
             skipped=skipped,
+            group=counted if len(sizes) > 1 else "",
         )
         for size in sizes
     ]
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Where the weights come from, and where files are kept: what every part that exports a network asks."""
+    parser.add_argument("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
+    parser.add_argument("--litert-python", type=Path, metavar="FILE", help="python with litert-torch, to convert with")
 
 
 def main() -> int:
@@ -164,9 +174,7 @@ def main() -> int:
     parser = part_parser("engines.py", __doc__, rounds=200)
     parser.add_argument("--threads", type=positive(int, most=256), default=1, help="of every contestant; default: 1")
     parser.add_argument("--network", default="face_antispoof", metavar="RECIPE", help="default: face_antispoof")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
-    parser.add_argument("--litert-python", type=Path, metavar="FILE", help="python with litert-torch, to convert with")
+    add_network_options(parser)
     parser.add_argument("--fp32-only", action="store_true", help="no int8, which takes long for a large network")
     parser.add_argument("--subsets", action="store_true", help="one, two and all sensors, without torch.compile")
     try:
