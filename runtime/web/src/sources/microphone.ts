@@ -33,7 +33,9 @@ export class MicrophoneSource implements Source {
     const device = this.deviceId === null ? {} : { deviceId: { exact: this.deviceId } };
     const stream = await devices(this.name, { audio: { ...plain, ...device }, video: false });
     this.stream = stream;
-    stream.getAudioTracks()[0]!.onended = () => sink.failed(new SensorError(`${this.name}: the device has gone`, true));
+    const track = stream.getAudioTracks()[0]!;
+    const gone = (): void => sink.failed(new SensorError(`${this.name}: the device has gone`, true));
+    track.onended = gone;
     const context = new AudioContext({ sampleRate: this.modality.rateHz });
     this.context = context;
     await context.audioWorklet.addModule(this.worklet);
@@ -41,6 +43,8 @@ export class MicrophoneSource implements Source {
     const node = new AudioWorkletNode(context, "blocks", { numberOfOutputs: 0, processorOptions: { block } });
     const windows = new Windows(windowSamples(this.modality));
     node.port.onmessage = ({ data }: MessageEvent<Float32Array>) => {
+      // A track that has ended is heard as zeros for ever.
+      if (track.readyState === "ended") return gone();
       const window = windows.push(data);
       if (window !== null) sink.frame({ sample: sample(window, [window.length]), sequence: null, capturedS: null });
     };
