@@ -225,9 +225,10 @@ def as_markdown(part: Part) -> str:
     quick = ["**A quick run: to see that it works. Not a result.**", ""] if part.quick else []
     lines = [f"### {part.title} ({part.date})", "", *quick, f"`{part.command}`", "", f"{part.machine}.", ""]
     lines += [*part.notes, ""] if part.notes else []
-    for group, tables in itertools.groupby(part.tables, key=lambda table: table.group):
-        lines += _matrix_lines(group, list(tables)) if group else []
-        lines += [] if group else [line for table in tables for line in (*_table_lines(table), "")]
+    for group, found in itertools.groupby(part.tables, key=lambda table: table.group):
+        tables = list(found)
+        each = [line for table in tables for line in (*_table_lines(table), "")]
+        lines += _matrix_lines(group, tables) if group else each
     return "\n".join(lines)
 
 

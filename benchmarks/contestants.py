@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +110,37 @@ def _torch_dense(network: Network, module: Callable[..., torch.Tensor], name: st
     return Contestant(who=Who(name=name, precision="fp32"), decide=decide)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batched:
+    """A contestant that answers several samples with everything present in one call."""
+
+    who: Who
+    decide_all: Callable[[Samples], Sequence[NDArray[np.float32]]]
+
+
+def batched(path: Path, modalities: Sequence[Modality], threads: int, name: str) -> Batched:
+    """A dense graph that was exported for that many samples."""
+    session = _session(path, threads)
+
+    def decide_all(samples: Samples) -> Sequence[NDArray[np.float32]]:
+        inputs = {f"x_{m.name}": np.stack([sample[m.name] for sample in samples]) for m in modalities}
+        present = np.ones((len(samples), len(modalities)), bool)
+        logits: Sequence[NDArray[np.float32]] = session.run(None, {"present": present, **inputs})[0]
+        return logits
+
+    return Batched(who=Who(name=name, precision="fp32"), decide_all=decide_all)
+
+
 def onnxruntime(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
     """One dense graph in onnxruntime with its defaults, but that its pool sleeps when a call has ended."""
+    session = _session(path, threads)
+    return Contestant(
+        who=Who(name=name, precision=precision),
+        decide=lambda given: session.run(None, decision_inputs(modalities, given))[0][0],
+    )
+
+
+def _session(path: Path, threads: int) -> Any:
     if importlib.util.find_spec("onnxruntime") is None:
         raise UnavailableError(reason="not installed: onnxruntime")
     import onnxruntime as runtime
@@ -120,11 +150,7 @@ def onnxruntime(path: Path, modalities: Sequence[Modality], threads: int, name: 
     options.log_severity_level = 3
     # It may spin inside a call, as by default, but not into the turn of another contestant.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Contestant(
-        who=Who(name=name, precision=precision),
-        decide=lambda given: session.run(None, decision_inputs(modalities, given))[0][0],
-    )
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def openvino(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
