@@ -3,9 +3,9 @@
     python benchmarks/attack_drill.py --presentations 40
 
 Each presentation is one simulated attack of a test identity, standing still before all cameras at 15 Hz. After 2 s one
-sensor is covered, unplugged or frozen, for 4 s; the decisions are those of the runtime's own loop, health rules and
-policy, on a simulated clock. Judged are the last decision, once the fault is known or never will be, and the decisions
-of the gap before it is known. A cell is beyond its bound when even the lower 95 % bound of its acceptance (exact,
+sensor is covered (by something opaque or something translucent), unplugged or frozen, for 4 s; the decisions are those
+of the runtime's own loop, health rules and policy, on a simulated clock. Judged are the last decision, once the fault
+is known or never will be, and the decisions of the gap before it is known. A cell is beyond its bound when even the lower 95 % bound of its acceptance (exact,
 Clopper and Pearson) is above the upper one that the manifest certifies for that subset and species. Simulated attacks:
 no claim about real ones.
 """
@@ -43,7 +43,7 @@ from mars_runtime.sensors.faulty import FaultyDriver
 RATE_HZ = 15.0
 BEFORE_S = 2.0
 FAULT_S = 4.0
-FAULTS = ("cover", "unplug", "stuck")
+FAULTS = ("cover", "scatter", "unplug", "stuck")
 _CONFIDENCE = 0.95
 Frames = Mapping[str, Sequence[NDArray[Any]]]
 

@@ -26,7 +26,7 @@ from mars_edge.errors import UsageError
 
 TimingFault = Literal["off", "unplug", "stuck", "slow", "delayed", "intermittent"]
 MomentFault = Literal["swap", "skew"]
-ContentFault = Literal["black", "saturate", "garbage", "cover", "blur", "wrong"]
+ContentFault = Literal["black", "saturate", "garbage", "cover", "scatter", "blur", "wrong"]
 TIMING_FAULTS: tuple[str, ...] = get_args(TimingFault)
 CONTENT_FAULTS: tuple[str, ...] = get_args(ContentFault)
 MOMENT_FAULTS: tuple[str, ...] = get_args(MomentFault)
@@ -36,6 +36,9 @@ SLOW_DIVISOR = 8
 DELAY_S = 0.5
 # Younger than the age limit of any sensor, so only the sensors' own stamps can tell it from a sample of now.
 SKEW_S = 0.15
+# Of a covered depth camera: how many pixels match falsely, and between which distances.
+FALSE_MATCH_SHARE = 0.03
+FALSE_MATCH_MM = (200.0, 10_000.0)
 # A swapped sample is one of so many earlier ones, each at least so long after the one before.
 SWAP_KEPT = 16
 SWAP_SPACING_S = 0.5
@@ -121,10 +124,45 @@ def _garbage(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[An
 
 
 def _cover(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-    """A finger on the lens: a dark, textureless field with sensor noise of 0.3 % of full scale."""
+    """An opaque cover on the lens: a dark, textureless field; of 16-bit depth no measurement but a few false matches.
+
+    Below their shortest range stereo and structured light find no match, but flickering dots at any distance
+    (https://github.com/realsenseai/librealsense/issues/8400, 5962, 12495).
+    """
+    return _false_matches(sample, generator) if _is_depth(sample) else _field(sample, generator)
+
+
+def _is_depth(sample: NDArray[Any]) -> bool:
+    return sample.dtype == np.uint16 and sample.ndim >= 2
+
+
+def _false_matches(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    """Zeros, and a few dots whose disparity is drawn evenly, so that most of them are near."""
+    near, far = FALSE_MATCH_MM
+    disparity = generator.uniform(1.0 / far, 1.0 / near, sample.shape)
+    dots = generator.random(sample.shape) < FALSE_MATCH_SHARE
+    return np.where(dots, 1.0 / disparity, 0.0).astype(sample.dtype)
+
+
+def _field(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    """12 % of full scale everywhere, with noise of 0.3 % of full scale."""
     scale = _full_scale(sample)
     field = 0.12 * scale + generator.normal(0.0, 0.003 * scale, sample.shape)
     return np.clip(field, 0.0, scale).astype(sample.dtype)
+
+
+def _scatter(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    """A translucent film on the lens: the light of the scene without its picture; of depth a far, noisy field.
+
+    A time-of-flight camera that is not told by its own confidence that the light was scattered gives such a field:
+    a value everywhere (7.9 m of millimetres), neighbours of no common surface (standard deviation 2.5 %).
+    """
+    if _is_depth(sample):
+        return _field(sample, generator)
+    scale = _full_scale(sample)
+    lowest = 0.0 if np.issubdtype(sample.dtype, np.integer) else -scale
+    colour = sample.astype(np.float64).mean(axis=tuple(range(min(2, sample.ndim))))
+    return np.clip(colour + generator.normal(0.0, 0.003 * scale, sample.shape), lowest, scale).astype(sample.dtype)
 
 
 def _blur(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
@@ -155,6 +193,7 @@ _CONTENT: dict[str, Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]]
     "saturate": _saturate,
     "garbage": _garbage,
     "cover": _cover,
+    "scatter": _scatter,
     "blur": _blur,
     "wrong": _wrong,
 }

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mars_runtime.examination import Measured
-from mars_runtime.limits import Limits
+from mars_runtime.limits import DEPTH_NOISE_FLOOR, Limits
 
 Verdict = Literal["ok", "suspect", "broken"]
 
@@ -173,10 +173,13 @@ def _saturated(measured: Measured, others: Others) -> Finding | None:
 
 
 def _noise(measured: Measured, others: Others) -> Finding | None:
-    if measured.noise is None or measured.noise <= _LIMITS.noise_most:
+    depth = measured.kind == "depth"
+    most = (replace(_LIMITS, noise_floor=DEPTH_NOISE_FLOOR) if depth else _LIMITS).noise_most
+    if measured.noise is None or measured.noise <= most:
         return None
-    evidence = f"pixel noise is {_percent(measured.noise)} of the range, usual is below {_percent(_LIMITS.noise_most)}"
-    return Finding(cause="noise", evidence=evidence, advice="more light; check the cable")
+    evidence = f"pixel noise is {measured.noise:.1%} of the {'depth' if depth else 'range'}, usual is below {most:.1%}"
+    advice = "look for a film or a thumb over the lens; keep sunlight out" if depth else "more light; check the cable"
+    return Finding(cause="noise", evidence=evidence, advice=advice)
 
 
 def _slow(measured: Measured, others: Others) -> Finding | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.modality import Modality
+from mars_runtime import surface
 from mars_runtime.health import SampleSeen
 from mars_runtime.limits import SensorKind, kind_of
 from mars_runtime.sensors.driver import Frame, Traits
@@ -69,8 +70,11 @@ class FactFinder:
             return self._sound(data, traits)
         if self._kind == "depth" and data.dtype == np.uint16 and data.ndim >= 2 and data.size:
             thinned = _thinned(data)
-            zeros = float(np.mean(thinned == 0))
-            return {"invalid_depth": zeros, "saturated": _saturated(thinned), "noise": noise(data)}
+            return {
+                "invalid_depth": surface.missing_share(_plane(thinned)),
+                "saturated": _saturated(thinned),
+                "noise": surface.roughness(_plane(data)),
+            }
         if self._kind in ("colour", "infrared") and data.dtype == np.uint8 and data.ndim >= 2 and data.size:
             thinned = _thinned(data)
             return {

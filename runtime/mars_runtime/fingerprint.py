@@ -22,7 +22,7 @@ from mars_edge.errors import UsageError
 from mars_edge.modality import Modality
 from mars_runtime.capture import Sample
 from mars_runtime.facts import STILL_SHARE, FactFinder
-from mars_runtime.limits import Limits, SensorKind, kind_of
+from mars_runtime.limits import DEPTH_NOISE_FLOOR, Limits, SensorKind, kind_of
 from mars_runtime.sensors.driver import Traits
 
 VERSION = 1
@@ -32,8 +32,9 @@ _STROBES = range(2, 9)
 # A strobe explains at least this part of how the brightness varies, and is at least this share of the range.
 _STROBE_EXPLAINS = 0.8
 _STROBE_SHARE = 0.02
-# The least noise that counts: half a step of an 8-bit picture, a step of a 16-bit one.
-_LEAST_NOISE = {"depth": 1.0 / 65535.0}
+# The least noise that counts: half a step of an 8-bit picture. A depth camera that has learned near things only must
+# not take those further away, of which it is less certain, for noise.
+_LEAST_NOISE = {"depth": DEPTH_NOISE_FLOOR}
 _LEAST_PICTURE_NOISE = 0.5 / 255.0
 
 
@@ -45,10 +46,11 @@ class Fingerprint:
         samples, seconds: what it was learned from.
         period_s: median time between two samples.
         jitter_s: how much longer than that the longest of a thousand gaps is.
-        noise_floor: pixel noise that 95 % of the samples stay under, standard deviation as a share of the range.
+        noise_floor: pixel noise that 95 % of the samples stay under, standard deviation as a share of the range, of
+            depth as a share of itself.
         dark_level: share of dark pixels that 95 % of the samples stay under, in the brightest phase of the strobe.
         strobe_frames: frames after which the light of an emitter repeats; 1 where there is no strobe.
-        zero_depth_share: share of pixels without depth that 95 % of the samples stay under.
+        zero_depth_share: share of pixels that show no surface that 95 % of the samples stay under.
         still_share: difference to a held picture, share of the range, that 95 % of the samples are above.
         quiet_dbfs: level that 95 % of the sound is above.
     """

@@ -37,9 +37,10 @@ class SampleSeen:
         stamped_s: capture by the device's own stamp, on the same clock; 0 or less where the device sent no time.
         repeated: same payload as the sample before from a raw sensor, or its frame number did not advance.
         usable: shape, type and values are what the modality declares.
-        dark, saturated, invalid_depth: share of the pixels in 0..1; 0 where the notion does not apply.
+        dark, saturated: share of the pixels in 0..1; 0 where the notion does not apply.
+        invalid_depth: share of the pixels of a depth picture that show no surface, 0..1; 0 for other pictures.
         flat: share of the 25 blocks of a picture without texture.
-        noise: standard deviation of the pixel noise, share of the range.
+        noise: standard deviation of the pixel noise, share of the range; of depth, share of the depth itself.
         still: mean absolute difference to a held picture, share of the range, on compressed video.
         zeros_s: how long a raw microphone has given nothing but exact zeros.
         loudness_dbfs: root mean square of the newest sound, decibels of full scale.

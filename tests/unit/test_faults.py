@@ -13,6 +13,8 @@ from mars_edge.errors import SensorError, UsageError
 from mars_edge.faults import (
     CONTENT_FAULTS,
     DELAY_S,
+    FALSE_MATCH_MM,
+    FALSE_MATCH_SHARE,
     FAULTS,
     INTERMITTENT_PHASE_S,
     MOMENT_FAULTS,
@@ -66,6 +68,31 @@ def test_what_each_content_fault_shows() -> None:
     assert corrupt("cover", rgb, generator).std() < 2.0
     assert corrupt("blur", rgb, generator).std() < 0.5 * rgb.std()
     assert np.array_equal(np.sort(corrupt("wrong", rgb, generator), axis=None), np.sort(rgb, axis=None))
+
+
+def test_a_covered_depth_camera_measures_nothing_but_a_few_dots_that_differ_in_every_frame() -> None:
+    wall = np.full((120, 160), 900, np.uint16)
+    generator = np.random.default_rng(4)
+    first, second = (corrupt("cover", wall, generator) for _ in range(2))
+    for shown in (first, second):
+        assert np.mean(shown > 0) == pytest.approx(FALSE_MATCH_SHARE, abs=0.006)
+        dots = shown[shown > 0]
+        assert FALSE_MATCH_MM[0] <= dots.min() and dots.max() <= FALSE_MATCH_MM[1]
+        # Evenly spread in disparity, so half of them are nearer than twice the shortest distance.
+        assert np.median(dots) == pytest.approx(2 * FALSE_MATCH_MM[0], rel=0.15)
+    assert not np.array_equal(first > 0, second > 0)
+
+
+def test_a_film_on_the_lens_leaves_the_light_and_takes_the_picture() -> None:
+    generator = np.random.default_rng(5)
+    picture = np.full((64, 64, 3), (3, 120, 254), np.uint8)
+    picture[:32] //= 2
+    shown = corrupt("scatter", picture, generator)
+    assert shown.mean(axis=(0, 1)) == pytest.approx(picture.mean(axis=(0, 1)), abs=1.0)
+    assert shown.std(axis=(0, 1)).max() < 1.0
+    depth = corrupt("scatter", np.full((64, 64), 900, np.uint16), generator)
+    assert depth.min() > 0 and depth.mean() == pytest.approx(0.12 * 65535, rel=0.01)
+    assert depth.std() / depth.mean() == pytest.approx(0.025, rel=0.1)
 
 
 def test_blur_is_the_plain_mean_of_its_neighbourhood() -> None:
@@ -208,11 +235,11 @@ def test_two_faults_on_one_sensor_both_hold() -> None:
     assert frames[10:] == [None] * 10
 
 
-def test_there_are_the_thirteen_faults_of_the_design_and_unplugging() -> None:
+def test_there_are_the_thirteen_faults_of_the_design_and_unplugging_and_a_film_on_the_lens() -> None:
     assert set(FAULTS) == {
         *("off", "stuck", "garbage", "wrong", "slow", "delayed", "intermittent"),
         *("black", "saturate", "cover", "blur", "swap", "skew"),
-        "unplug",
+        *("unplug", "scatter"),
     }
     assert len(FAULTS) == len(set(FAULTS))
 

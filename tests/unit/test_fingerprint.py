@@ -76,8 +76,10 @@ def test_darkness_is_learned_from_the_lit_frames_of_a_strobe() -> None:
 
 def test_holes_of_a_depth_camera_and_the_level_of_a_room_are_learned() -> None:
     rng = np.random.default_rng(4)
-    holes = [np.where(rng.uniform(size=(112, 112)) < 0.6, 0, rng.integers(400, 700, (112, 112))) for _ in range(60)]
-    found = learn(given([each.astype(np.uint16) for each in holes]), DEPTH, RAW)
+    walls = [rng.normal(600.0, 1.0, (112, 112)).astype(np.uint16) for _ in range(60)]
+    for wall in walls:
+        wall[:67] = 0
+    found = learn(given(walls), DEPTH, RAW)
     assert found.zero_depth_share == pytest.approx(0.6, abs=0.05)
     assert found.dark_level is None
     room = (10 ** (-66 / 20) * rng.standard_normal(16_000 + 60 * 1600)).astype(np.float32)
@@ -135,6 +137,14 @@ def test_arrivals_that_are_late_in_health_are_not_stale_once_learned() -> None:
     quiet: list[dict[str, Any]] = [{}] * 400
     assert ("missing", "recovering") in lived(usual, quiet, times_s)
     assert lived(apply(usual, found), quiet, times_s) == {("ok", None)}
+
+
+def test_a_depth_camera_that_learned_near_things_does_not_take_far_ones_for_noise() -> None:
+    rng = np.random.default_rng(5)
+    found = learn(given([rng.normal(500.0, 0.5, (112, 112)).round().astype(np.uint16) for _ in range(60)]), DEPTH, RAW)
+    assert found.noise_floor is not None and found.noise_floor < 0.002
+    usual = limits_of(kind_of(DEPTH), RAW)
+    assert apply(usual, found).noise_most == usual.noise_most == pytest.approx(0.016)
 
 
 def test_a_well_sensor_keeps_the_limits_of_the_table() -> None:

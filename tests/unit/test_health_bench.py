@@ -76,14 +76,16 @@ def test_a_still_scene_is_never_called_frozen_neither_raw_nor_compressed(hours: 
 
 def test_content_faults_degrade_and_never_mask_without_a_policy(played: list[Trial]) -> None:
     for trial in played:
-        if trial.fault in ("black", "saturate", "garbage", "cover", "blur", "wrong"):
+        if trial.fault in ("black", "saturate", "garbage", "cover", "scatter", "blur", "wrong"):
             assert trial.mask_delay_s is None, trial
 
 
-def test_a_fingerprint_finds_a_covered_depth_camera_that_the_defaults_miss(played: list[Trial]) -> None:
-    covered = {t.learned: t for t in played if (t.fault, t.sensor) == ("cover", "depth")}
-    assert covered[False].delay_s is None
-    assert covered[True].reason == "noise"
+def test_a_covered_depth_camera_is_noticed_without_a_fingerprint_whatever_the_cover_lets_through(
+    played: list[Trial],
+) -> None:
+    for fault, reason in (("cover", "depth-invalid"), ("scatter", "noise")):
+        covered = [t for t in played if (t.fault, t.sensor) == (fault, "depth")]
+        assert [(t.learned, t.reason, t.held) for t in covered] == [(False, reason, 1.0), (True, reason, 1.0)]
 
 
 def test_the_same_seed_gives_the_same_trials(played: list[Trial]) -> None:

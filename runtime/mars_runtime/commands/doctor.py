@@ -160,7 +160,7 @@ def _numbers(measured: Measured) -> str:
         parts.append(f"{measured.rate_hz:.1f} of {measured.nominal_hz:.1f} Hz")
         parts.append(f"longest gap {1000 * measured.longest_gap_s:.0f} ms")
     if measured.noise is not None:
-        parts.append(f"noise {100 * measured.noise:.2f} % of the range")
+        parts.append(f"noise {100 * measured.noise:.2f} % of the {'depth' if measured.kind == 'depth' else 'range'}")
     if measured.loudness_dbfs is not None:
         parts.append(f"{measured.loudness_dbfs:.0f} dBFS")
     return ", ".join(parts)

@@ -17,6 +17,8 @@ RIG_MODALITIES = ("rgb", "depth", "ir")
 _TOLERATED_PERIODS = 1.5
 # However slow the machine is, silence must be noticed in the end.
 _SLOWEST_HZ = 4.0
+# A frame handed out later than this after its instant is late because the machine is busy, not because of the camera.
+_LONGEST_LATENCY_S = 0.05
 # The slowest interval fades by this factor per frame.
 _FORGET = 0.9
 
@@ -48,6 +50,10 @@ class World:
         """Seconds until frame `index` is due; negative once it is late."""
         return self._epoch_s + index / self.rate_hz - self._clock()
 
+    def instant_s(self, index: int) -> float:
+        """When frame `index` shows the scene, on the clock."""
+        return self._epoch_s + index / self.rate_hz
+
     def index_now(self) -> int:
         """Number of the newest frame that is due."""
         return int((self._clock() - self._epoch_s) * self.rate_hz)
@@ -66,7 +72,8 @@ class SimulatedSensor:
     """One camera of a `World`, at the world's rate; late readers skip frames.
 
     A machine too busy to render in time is no sensor fault: the nominal rate in `traits` then falls
-    to what is reached, so health allows for it, and returns to the world's rate within a second or two.
+    to what is reached, so health allows for it, and returns to the world's rate within a second or two; and
+    no frame is stamped as older than 50 ms. In time, the stamp is the instant that is shown.
     """
 
     def __init__(
@@ -112,7 +119,9 @@ class SimulatedSensor:
             self._sleep(ahead_s)
         index = max(self._next, self._world.index_now())
         self._next = index + 1
-        return Frame(data=self._render(index), sequence=index)
+        data = self._render(index)
+        captured_s = max(self._world.instant_s(index), self._clock() - _LONGEST_LATENCY_S)
+        return Frame(data=data, sequence=index, captured_s=captured_s)
 
     def _render(self, index: int) -> NDArray[Any]:
         self._rendering_since_s = self._clock()
