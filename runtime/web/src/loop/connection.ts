@@ -34,8 +34,14 @@ export const PAGE_TIMING: Timing = {
   clock: () => performance.now() / 1000,
   wait: (seconds, stop) =>
     new Promise((resolve) => {
-      const timer = setTimeout(resolve, 1000 * seconds);
-      stop.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+      const end = (): void => {
+        clearTimeout(timer);
+        // A signal that lives for hours keeps every listener it was ever given.
+        stop.removeEventListener("abort", end);
+        resolve();
+      };
+      const timer = setTimeout(end, 1000 * seconds);
+      stop.addEventListener("abort", end);
     }),
   uniform: Math.random,
 };

@@ -119,6 +119,8 @@ export class Pipeline {
       if (tensor !== null) tensors[name] = tensor;
       else if (feature !== null) features[name] = feature.value;
     }
+    // Without those that were refused just now.
+    const followed = tracks.filter(([name, track]) => this.tracks.get(name) === track);
     const preparedS = this.timing.clock();
     const { inference, failure } = await this.infer(tensors, features);
     for (const [name, track] of tracks) {
@@ -126,7 +128,7 @@ export class Pipeline {
       if (value !== undefined) track.remember(value, fresh.get(name)!);
     }
     const present = this.engine.manifest.names.filter((name) => name in tensors || name in features);
-    return this.decision(tracks, present, apart, inference, failure, [beginS, preparedS, this.timing.clock()]);
+    return this.decision(new Map(followed), present, apart, inference, failure, [beginS, preparedS, this.timing.clock()]);
   }
 
   private preprocess(name: string, track: Track, sample: Received, nowS: number): Tensor | null {
@@ -168,7 +170,7 @@ export class Pipeline {
   }
 
   private decision(
-    tracks: [string, Track][],
+    followed: ReadonlyMap<string, Track>,
     present: readonly string[],
     apart: Record<string, Evidence>,
     inference: Inference | null,
@@ -176,7 +178,6 @@ export class Pipeline {
     [beginS, preparedS, endS]: [number, number, number],
   ): Decision {
     const { manifest } = this.engine;
-    const followed = new Map(tracks);
     const modalities = manifest.names.map((name): [string, Summary] => {
       const found = followed.get(name)?.summary(endS) ?? NOT_CONFIGURED;
       return [name, name in apart ? { ...found, status: "missing", reason: "skew", evidence: apart[name]! } : found];
