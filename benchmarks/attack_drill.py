@@ -5,9 +5,9 @@
 Each presentation is one simulated attack of a test identity, standing still before all cameras at 15 Hz. After 2 s one
 sensor is covered (by something opaque or something translucent), unplugged or frozen, for 4 s; the decisions are those
 of the runtime's own loop, health rules and policy, on a simulated clock. Judged are the last decision, once the fault
-is known or never will be, and the decisions of the gap before it is known. A cell is beyond its bound when even the lower 95 % bound of its acceptance (exact,
-Clopper and Pearson) is above the upper one that the manifest certifies for that subset and species. Simulated attacks:
-no claim about real ones.
+is known or never will be, and the decisions of the gap before it is known. A cell is beyond its bound when even the
+lower 95 % bound of its acceptance (exact, Clopper and Pearson) is above the upper one that the manifest certifies for
+that subset and species. Simulated attacks: no claim about real ones.
 """
 
 from __future__ import annotations

@@ -162,7 +162,9 @@ def _scatter(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[An
     scale = _full_scale(sample)
     lowest = 0.0 if np.issubdtype(sample.dtype, np.integer) else -scale
     colour = sample.astype(np.float64).mean(axis=tuple(range(min(2, sample.ndim))))
-    return np.clip(colour + generator.normal(0.0, 0.003 * scale, sample.shape), lowest, scale).astype(sample.dtype)
+    noisy = colour + generator.normal(0.0, 0.003 * scale, sample.shape)
+    shown: NDArray[Any] = np.clip(noisy, lowest, scale).astype(sample.dtype)
+    return shown
 
 
 def _blur(sample: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
