@@ -184,7 +184,7 @@ def as_markdown(manifest: Manifest, cells: Sequence[Cell]) -> str:
     head = ("fault", "sensor", "species", "masked", "decided on", "accepted", "certified bound", "accepted in the gap")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(_row(manifest, cell)) + " |" for cell in cells]
-    return "\n".join([*lines, "", _verdict(manifest, cells)])
+    return "\n".join([*lines, "", f"{_verdict(manifest, cells)}; {in_the_gap(cells)}"])
 
 
 def _row(manifest: Manifest, cell: Cell) -> Iterator[str]:
@@ -202,6 +202,17 @@ def _verdict(manifest: Manifest, cells: Sequence[Cell]) -> str:
         return "no subset accepts attacks above its certified bound"
     worst = ", ".join(f"{c.fault} {c.sensor} during {c.species}" for c in bad)
     return f"above the certified bound in {len(bad)} of {len(cells)} cells: {worst}"
+
+
+def in_the_gap(cells: Sequence[Cell]) -> str:
+    """What is accepted before the fault is known, which no certificate bounds: decisions, and the worst cell."""
+    accepted = sum(cell.gap_accepted for cell in cells)
+    total = sum(cell.gap for cell in cells)
+    if not accepted:
+        return f"before a fault was known, none of {total} decisions accepts"
+    worst = max(cells, key=lambda cell: cell.gap_accepted / max(1, cell.gap))
+    share = f"{worst.gap_accepted} of {worst.gap} ({worst.fault} {worst.sensor} during {worst.species})"
+    return f"before a fault was known, {accepted} of {total} decisions accept, at worst {share}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -68,3 +68,15 @@ def test_one_acceptance_on_a_subset_that_may_not_decide_is_beyond_any_bound(dril
     assert drill.certified_bound(engine.manifest, cell) == 0.0 and not drill.beyond(engine.manifest, cell)
     cell.accepted = 1
     assert drill.beyond(engine.manifest, cell)
+
+
+def test_what_is_accepted_before_a_fault_is_known_is_said_though_no_bound_judges_it(drill: Any) -> None:
+    cells = [
+        drill.Cell(fault="cover", sensor="depth", species="flat_print", gap=600, gap_accepted=accepted)
+        for accepted in (3, 39)
+    ]
+    unplug = drill.Cell(fault="unplug", sensor="ir", species="flat_print")
+    assert drill.in_the_gap([*cells, unplug]) == (
+        "before a fault was known, 42 of 1200 decisions accept, at worst 39 of 600 (cover depth during flat_print)"
+    )
+    assert drill.in_the_gap([unplug]) == "before a fault was known, none of 0 decisions accepts"
