@@ -81,6 +81,7 @@ def test_an_error_is_a_cause_with_the_drivers_own_words_as_evidence(error: str, 
         (COLOUR, {"flat": 0.8}, {"flat": 0.76}, "covered"),
         (COLOUR, {"saturated": 0.5}, {"saturated": 0.49}, "too bright"),
         (COLOUR, {"noise": 0.13}, {"noise": 0.11}, "noise"),
+        (DEPTH, {"noise": 0.017}, {"noise": 0.015}, "noise"),
         (COLOUR, {"seconds": 149 / 23.0}, {"seconds": 149 / 24.5}, "rate below nominal"),
         (COLOUR, {"longest_gap_s": 0.21}, {"longest_gap_s": 0.19}, "gaps"),
         (COLOUR, {"slow_link": True}, {"slow_link": False}, "USB 2 link"),
@@ -174,6 +175,8 @@ def simulated(view: str, fault: str, clock: Time) -> FaultyDriver:
         ("rgb", "saturate", "too bright"),
         ("rgb", "garbage", "noise"),
         ("depth", "black", "too far, too near or covered"),
+        ("depth", "cover", "too far, too near or covered"),
+        ("depth", "scatter", "noise"),
     ],
 )
 def test_an_injected_fault_of_the_rig_is_named(view: str, fault: str, cause: str | None) -> None:
