@@ -66,17 +66,26 @@ def _cases() -> Iterator[Case]:
     large = random.normal(120.0, 12.0, (130, 400, 3)).clip(0, 255).astype(np.uint8)
     yield "colour, larger than what is looked at", "colour", _RAW, [large], [0]
     yield "colour, too small for blocks and noise", "colour", _RAW, [noisy[0][:2, :2], noisy[0][:9, :9]], [0, 1]
-    depth = random.integers(300, 800, (24, 20), np.uint16)
-    holes = depth.copy()
-    holes[random.random(holes.shape) < 0.95] = 0
-    glare = np.full((24, 20), 65535, np.uint16)
-    yield "depth, whole, with holes, at its end", "depth", _RAW, [depth, holes, glare], [0, 1, 2]
-    yield "depth of another type", "depth", _RAW, [depth.astype(np.float32)], [0]
+    yield from _depths(random)
     yield from _sounds(random)
     rows = random.normal(0.0, 1.0, (5, 3)).astype(np.float32)
     bad = rows.copy()
     bad[1, 1] = np.nan
     yield "rows, not a number, repeated", "other", _RAW, [rows, bad, rows, rows], [None] * 4
+
+
+def _depths(random: np.random.Generator) -> Iterator[Case]:
+    scattered = random.integers(300, 800, (24, 20), np.uint16)
+    slope = np.linspace(400, 700, 90)[None, :] + np.linspace(0, 60, 70)[:, None]
+    face = np.clip(slope + random.normal(0.0, 2.0, slope.shape), 1, 65535).astype(np.uint16)
+    holes, few = face.copy(), face.copy()
+    holes[random.random(holes.shape) < 0.1] = 0
+    few[random.random(few.shape) < 0.95] = 0
+    glare, nothing = np.full((24, 20), 65535, np.uint16), np.zeros((24, 20), np.uint16)
+    pictures = [face, holes, few, scattered, glare, nothing, face[:2, :2]]
+    yield "depth, whole, with holes, nearly gone, scattered, at its end, gone, tiny", "depth", _RAW, pictures, range(7)
+    yield "depth of one channel, larger than what is looked at", "depth", _RAW, [np.tile(face, (2, 3))[:, :, None]], [0]
+    yield "depth of another type", "depth", _RAW, [scattered.astype(np.float32)], [0]
 
 
 def _sounds(random: np.random.Generator) -> Iterator[Case]:

@@ -6,6 +6,7 @@ import { roundHalfEven, type Sample, type Values } from "./arrays";
 import { seen, type SampleSeen } from "./health";
 import { kindOf, type SensorKind, type Traits } from "./limits";
 import type { Modality } from "./modality";
+import { missingShare, roughness, spread } from "./surface";
 
 /** One raw sample as it came from the source. */
 export interface Frame {
@@ -66,12 +67,16 @@ export class FactFinder {
     if (this.kind === "audio" && shape.length === 1 && data.length > 0) return this.sound(data, traits);
     const picture = shape.length >= 2 && data.length > 0;
     if (this.kind === "depth" && picture) {
-      if (!(data instanceof Uint16Array)) return { invalid_depth: shareOf(thinned(sample), (v) => v === 0) };
+      if (!(data instanceof Uint16Array)) return { invalid_depth: shareOf(thinned(sample).data, (v) => v === 0) };
       const few = thinned(sample);
-      return { invalid_depth: shareOf(few, (v) => v === 0), saturated: saturated(few), noise: noise(sample) };
+      return {
+        invalid_depth: missingShare(few.data, few.width, few.channels),
+        saturated: saturated(few.data),
+        noise: roughness(data, shape),
+      };
     }
     if ((this.kind === "colour" || this.kind === "infrared") && picture && data instanceof Uint8Array) {
-      const few = thinned(sample);
+      const few = thinned(sample).data;
       return {
         dark: shareOf(few, (v) => v < 25.5),
         saturated: saturated(few),
@@ -147,7 +152,7 @@ function shareOf(data: Values, test: (value: number) => boolean): number {
 }
 
 /** Every fourth pixel each way, of large pictures fewer: enough for a share, and cheap at full HD. */
-function thinned({ data, shape }: Sample): Values {
+function thinned({ data, shape }: Sample): { data: Values; width: number; channels: number } {
   const [height, width, channels] = [shape[0]!, shape[1]!, shape[2] ?? 1];
   const step = Math.max(4, Math.floor(Math.min(height, width) / THINNED_SIDE));
   const [rows, columns] = [Math.ceil(height / step), Math.ceil(width / step)];
@@ -158,7 +163,7 @@ function thinned({ data, shape }: Sample): Values {
       for (let c = 0; c < channels; c += 1, at += 1) out[at] = data[(y * width + x) * channels + c]!;
     }
   }
-  return out;
+  return { data: out, width: columns, channels };
 }
 
 /** Share of the values at 98 % of the range or above. */
@@ -236,7 +241,7 @@ export function noise(sample: Sample): number | null {
   const left = Math.max(0, Math.floor((plane.width - NOISE_COLUMNS) / 2));
   const columns = Math.min(NOISE_COLUMNS, plane.width - left);
   const both: number[] = [];
-  for (const row of rowsOf(plane.height)) {
+  for (const row of spread(plane.height, NOISE_ROWS)) {
     const down = Array.from({ length: columns }, (_, x) => {
       return plane.at(row, left + x) - 2 * plane.at(row + 1, left + x) + plane.at(row + 2, left + x);
     });
@@ -246,11 +251,4 @@ export function noise(sample: Sample): number | null {
   const kept = Math.max(1, Math.floor((3 * sorted.length) / 4));
   const mean = sorted.subarray(0, kept).reduce((a, b) => a + b, 0) / kept;
   return mean / (6 * TRIMMED_MEAN * topOf(sample.data));
-}
-
-/** The first of three rows each, spread evenly over the picture. */
-function rowsOf(height: number): number[] {
-  const count = Math.min(NOISE_ROWS, height - 2);
-  const step = (height - 3) / (count - 1);
-  return Array.from({ length: count }, (_, i) => (count === 1 ? 0 : Math.trunc(i === count - 1 ? height - 3 : i * step)));
 }

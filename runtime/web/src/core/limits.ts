@@ -18,6 +18,8 @@ export interface Traits {
   readonly startGraceS?: number;
 }
 
+// Depth errs in proportion to itself.
+const DEPTH_NOISE_FLOOR = 0.004;
 const NUMBERS = {
   start_grace_s: 15, errors_in_a_row: 3, frozen_frames: 5, frozen_s: 0.5, distinct_frames: 3, good_samples: 10,
   good_s: 1, flap_changes: 5, flap_window_s: 60, flap_hold_s: 30, slow_share: 0.6, normal_share: 0.8, rate_window_s: 5,
@@ -56,6 +58,7 @@ export function limitsOf(kind: SensorKind, traits: Traits, masking: readonly str
   }; // prettier-ignore
   // The brightest phase of an emitter that strobes over 2, 3 or 4 frames.
   if (kind === "infrared") return { ...limits, strobe_frames: 4, dark_s: 2 };
+  if (kind === "depth") return { ...limits, noise_floor: DEPTH_NOISE_FLOOR };
   if (kind === "audio" && !traits.finite) return { ...limits, callback_s: Math.max(0.5, 2 * periodS) };
   return limits;
 }

@@ -7,6 +7,9 @@ import type { Sink, Source } from "../loop/connection";
 export const FAULTS = ["unplug", "freeze", "dark"] as const;
 export type Fault = (typeof FAULTS)[number];
 
+// A frame handed out later than this after its instant is late because the machine is busy, not because of the camera.
+const LONGEST_LATENCY_S = 0.05;
+
 interface Header {
   readonly rate_hz: number;
   readonly seed: number;
@@ -56,6 +59,11 @@ export class RigStream {
   /** Number of the newest frame that is due. */
   get now(): number {
     return Math.floor((this.clock() - this.beginS) * this.header.rate_hz);
+  }
+
+  /** When a frame was taken: its instant, or a little before now where a busy machine shows it late. */
+  stampedS(index: number): number {
+    return Math.max(this.beginS + index / this.header.rate_hz, this.clock() - LONGEST_LATENCY_S);
   }
 
   /** Milliseconds until the next frame is due. */
@@ -125,7 +133,7 @@ export class RigSource implements Source {
   private tick(): void {
     const index = this.stream.now;
     // A timer may fire a little early: the same frame twice would be a frozen sensor.
-    if (this.fault !== "unplug" && index !== this.last) this.sink?.frame({ ...this.shown(index), capturedS: null });
+    if (this.fault !== "unplug" && index !== this.last) this.sink?.frame({ ...this.shown(index), capturedS: this.stream.stampedS(index) });
     this.last = index;
     if (this.sink !== null) this.timer = setTimeout(() => this.tick(), this.stream.untilNextMs);
   }
