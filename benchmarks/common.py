@@ -234,13 +234,13 @@ def as_markdown(part: Part) -> str:
 
 def _table_lines(table: Table) -> list[str]:
     columns = list(dict.fromkeys(column for row in table.rows for column in row.more))
-    head = [table.title, f"{table.unit}, median", f"of {table.base} (95 % interval)", *columns]
+    head = [table.title, table.unit, f"of {table.base} (95 % interval)", *columns]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in table.rows:
         if row.value is None:
             cells = [row.who.name, "-", f"not measured: {row.reason}"]
         else:
-            cells = [f"**{row.who.name}**" if row.who.ours else row.who.name, number(row.value), str(row.ratio)]
+            cells = [f"**{row.who.name}**" if row.who.ours else row.who.name, number(row.value), shown(row.ratio)]
         lines.append("| " + " | ".join([*cells, *(row.more.get(column, "") for column in columns)]) + " |")
     if table.best is not None:
         lines += ["", f"Result: {_best_line(table.best)}".strip()]
@@ -262,11 +262,18 @@ def _matrix_lines(group: str, tables: Sequence[Table]) -> list[str]:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"not measured: {row.reason}" if row.value is None else f"{number(row.value)} ({row.ratio})"
+    return f"not measured: {row.reason}" if row.value is None else f"{number(row.value)} ({shown(row.ratio)})"
 
 
 def _best_line(duel: Duel) -> str:
-    return f"best of ours against the best other: {duel.ours}, {duel.ratio} times {duel.against}.  "
+    return f"best of ours against the best other: {duel.ours}, {shown(duel.ratio)} times {duel.against}.  "
+
+
+def shown(ratio: Share | None) -> str:
+    """With its interval, if it has any width."""
+    if ratio is None:
+        return ""
+    return f"{ratio.value:.2f}" if ratio.low == ratio.high else str(ratio)
 
 
 def number(value: float) -> str:
@@ -294,7 +301,9 @@ def losses_markdown(parts: Sequence[Part]) -> str:
 
 def _loss_line(part: Part, table: Table, duel: Duel) -> str:
     shown = " (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else ""
-    return f"- {part.title}, {table.full_title}: {duel.ours} has {duel.ratio} times that of {duel.against}{shown}"
+    return (
+        f"- {part.title}, {table.full_title}: {duel.ours} has {shown(duel.ratio)} times that of {duel.against}{shown}"
+    )
 
 
 def note(text: str) -> None:

@@ -1,8 +1,8 @@
 """One decision in every engine: ours, PyTorch eager and compiled, and one dense graph in onnxruntime and OpenVINO.
 
     python benchmarks/engines.py --threads 1
-    python benchmarks/engines.py --threads 2 --subsets
-    python benchmarks/engines.py --network casia_surf --threads 1
+    python benchmarks/engines.py --threads 2 --what subsets
+    python benchmarks/engines.py --network casia_surf --fp32-only --what sizes
 
 Axes: R rounds. From preprocessed samples to logits, batch of 1, nothing cached, weights and samples the same for all,
 answers compared before anything is timed. "Dense" is one graph without branches: all encoders and all experts run,
@@ -10,7 +10,7 @@ zeros stand for a missing picture and a mask takes its feature out; "gathered" c
 chosen, from gathered weights. "dense, int8" is our own quantized graph with its branches unrolled. Every round takes
 all contestants once in a new order, after a pause of 2 ms each: pools spin for a while after a call, and a device
 pauses between decisions too.
-With --subsets each decision has one, two or all sensors; a time is then the mean over the subsets of that size.
+With --what subsets each decision has one, two or all sensors; a time is then the mean over the subsets of that size.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import contestants
 import networks
@@ -29,13 +30,15 @@ import numpy as np
 import torch
 from common import FOLDER, Row, Table, Who, note, part_parser, print_tables, table_of
 from contestants import ORT_DENSE, Contestant
-from networks import Network, Samples
+from networks import Network
 from subset_cost import times
 
 from mars_edge import subsets
 from mars_edge.errors import MarsEdgeError
 from mars_edge.options import positive
+from mars_training.model.build import parameter_count
 
+What = Literal["all", "subsets", "sizes"]
 _COMPARED = 6
 _PAUSE_S = 0.002
 
@@ -121,69 +124,80 @@ def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[W
     return makers
 
 
-def measure(network: Network, paths: Mapping[str, Path], *, threads: int, rounds: int, by_subset: bool) -> list[Table]:
+def measure(network: Network, paths: Mapping[str, Path], *, what: What, threads: int, rounds: int) -> list[Table]:
     """The tables of one number of threads."""
     torch.set_num_threads(threads)
     samples = networks.samples_of(network.info.source.modalities, _COMPARED)
-    taking, skipped = field(network, paths, threads, compile_too=not by_subset)
+    taking, skipped = field(network, paths, threads, compile_too=what == "all")
     every = subsets.all_subsets(network.names)
     note("  comparing answers")
     taking, wrong = contestants.judged(taking, samples, every)
-    wanted = every if by_subset else [network.names]
+    wanted = every if what == "subsets" else [network.names]
     note(f"  timing {len(taking)} contestants, {threads} threads, {rounds} rounds")
-    return _tables(taking, [*skipped, *wrong], samples, wanted, threads, rounds)
-
-
-def _tables(
-    taking: Sequence[Contestant],
-    skipped: Sequence[Row],
-    samples: Samples,
-    wanted: Sequence[subsets.Subset],
-    threads: int,
-    rounds: int,
-) -> list[Table]:
     inputs = [{name: samples[0][name] for name in subset} for subset in wanted]
-    calls = [lambda one=one, given=given: one.decide(given) for one in taking for given in inputs]
-    measured = times(calls, rounds, pause_s=_PAUSE_S)
-    cube = measured.reshape(rounds, len(taking), len(wanted))
-    sizes = sorted({len(subset) for subset in wanted})
+    calls = [partial(one.decide, given) for one in taking for given in inputs]
+    measured = times(calls, rounds, pause_s=_PAUSE_S).reshape(rounds, len(taking), len(wanted))
     counted = f"{threads} {'thread' if threads == 1 else 'threads'}"
+    whole, group = {
+        "all": (f"all present, {counted}", ""),
+        "subsets": ("", counted),
+        "sizes": (f"{network.info.recipe.name}, {_millions(network)}", f"All present, {counted}"),
+    }[what]
     return [
         table_of(
-            f"{size} of {len(samples[0])} present" if len(sizes) > 1 else f"all present, {counted}",
-            "ms",
+            whole or f"{size} of {len(network.names)} present",
+            "ms, median",
             [one.who for one in taking],
-            np.mean(cube[:, :, [i for i, subset in enumerate(wanted) if len(subset) == size]], axis=2),
+            np.mean(measured[:, :, [i for i, subset in enumerate(wanted) if len(subset) == size]], axis=2),
             base=ORT_DENSE,
-            skipped=skipped,
-            group=counted if len(sizes) > 1 else "",
+            skipped=[*skipped, *wrong],
+            group=group,
         )
-        for size in sizes
+        for size in sorted({len(subset) for subset in wanted})
     ]
+
+
+def _millions(network: Network) -> str:
+    return f"{parameter_count(network.model.deployed) / 1e6:.1f} M parameters"
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Where the weights come from, and where files are kept: what every part that exports a network asks."""
-    parser.add_argument("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
-    parser.add_argument("--litert-python", type=Path, metavar="FILE", help="python with litert-torch, to convert with")
+    add = parser.add_argument
+    add("--network", default="face_antispoof", metavar="RECIPE", help="default: face_antispoof")
+    add("--run", type=Path, metavar="DIR", help="weights of this run; random ones without it")
+    add("--fp32-only", action="store_true", help="no int8, which takes long for a large network")
+    add("--work", type=Path, metavar="DIR", help="keep the files here, and take those that are there")
+    add("--litert-python", type=Path, metavar="FILE", help="python with litert-torch, to convert with")
+
+
+def exported(options: argparse.Namespace, folder: Path) -> tuple[Network, dict[str, Path]]:
+    """The network that the options of `add_network_options` ask for, and its files: in --work, else in `folder`.
+
+    Raises:
+        UsageError: there is no such recipe or run.
+    """
+    network = networks.network_of(options.network, options.run)
+    own = (options.work or folder) / options.network
+    own.mkdir(parents=True, exist_ok=True)
+    return network, write_all(network, own, int8=not options.fp32_only, litert_python=options.litert_python)
 
 
 def main() -> int:
     """Print the tables of one number of threads."""
     parser = part_parser("engines.py", __doc__, rounds=200)
     parser.add_argument("--threads", type=positive(int, most=256), default=1, help="of every contestant; default: 1")
-    parser.add_argument("--network", default="face_antispoof", metavar="RECIPE", help="default: face_antispoof")
+    parser.add_argument(
+        "--what", choices=get_args(What), default="all", help="all present; subsets; sizes: all, without torch.compile"
+    )
     add_network_options(parser)
-    parser.add_argument("--fp32-only", action="store_true", help="no int8, which takes long for a large network")
-    parser.add_argument("--subsets", action="store_true", help="one, two and all sensors, without torch.compile")
     try:
         options = parser.parse_args()
         with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
-            network = networks.network_of(options.network, options.run)
-            work = options.work or Path(folder)
-            paths = write_all(network, work, int8=not options.fp32_only, litert_python=options.litert_python)
-            tables = measure(network, paths, threads=options.threads, rounds=options.rounds, by_subset=options.subsets)
+            network, paths = exported(options, Path(folder))
+            tables = measure(
+                network, paths, what=options.what, threads=options.threads, rounds=options.rounds
+            )  # fmt: skip
     except MarsEdgeError as error:
         print(f"engines: {error}", file=sys.stderr)
         return error.exit_code

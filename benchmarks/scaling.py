@@ -86,7 +86,7 @@ def sized(network: Network, folder: Path, title: str, group: str, threads: int, 
     calls = [partial(one.decide, samples[0]) for one in taking]
     measured = times(calls, rounds, pause_s=_PAUSE_S)
     return table_of(
-        title, "ms", [one.who for one in taking], measured, base=ORT_DENSE, skipped=wrong, group=group
+        title, "ms, median", [one.who for one in taking], measured, base=ORT_DENSE, skipped=wrong, group=group
     )  # fmt: skip
 
 
@@ -115,7 +115,9 @@ def faces(network: Network, folder: Path, count: int, group: str, threads: int, 
     if not np.abs(np.stack(calls[-1]()) - expected).max() <= contestants.FLOAT_TOLERANCE:
         raise MarsEdgeError(f"a batch of {count} is answered otherwise than a decision per face")
     measured = times(calls, rounds, pause_s=_PAUSE_S)
-    return table_of(title, "ms", [*(one.who for one in taking), batched.who], measured, base=ORT_DENSE, group=group)
+    return table_of(
+        title, "ms, median", [*(one.who for one in taking), batched.who], measured, base=ORT_DENSE, group=group
+    )
 
 
 def _one_by_one(one: Contestant, samples: Samples) -> Sequence[np.ndarray]:

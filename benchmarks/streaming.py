@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import engines
-import networks
 import numpy as np
 from common import FOLDER, Row, Table, Who, note, part_parser, print_tables, table_of
 
@@ -56,9 +55,9 @@ JOBS = (
     ),
 )
 _COLUMNS = {
-    "age_ms": ("Age at decision", "ms"),
-    "age_p95_ms": ("Age at decision, 95th percentile", "ms"),
-    "cpu_percent": ("Processor load", "% of a core"),
+    "age_ms": ("Age at decision", "ms, median"),
+    "age_p95_ms": ("Age at decision, 95th percentile", "ms, median"),
+    "cpu_percent": ("Processor load", "% of a core, median"),
 }
 
 
@@ -122,8 +121,7 @@ def main() -> int:
     try:
         options = parser.parse_args()
         with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
-            network = networks.network_of("face_antispoof", options.run)
-            paths = engines.write_all(network, options.work or Path(folder))
+            _, paths = engines.exported(options, Path(folder))
             tables = measure(paths, options.rounds, options.seconds)
     except MarsEdgeError as error:
         print(f"streaming: {error}", file=sys.stderr)

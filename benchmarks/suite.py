@@ -40,8 +40,9 @@ class Step:
     options: Sequence[str]
     quick: Sequence[str]
     threads: int = 1
+    work: bool = False
     weights: bool = False
-    """Whether it takes --run, --work and --litert-python."""
+    """Whether it takes --work; whether it takes --run and --litert-python too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,74 @@ PLANS = (
         notes=[
             "From preprocessed pictures to logits, batch of 1, same weights, same samples; an engine whose answers "
             "differ is not timed. Dense: one graph, everything is computed, what is missing is masked. Gathered: one "
-            "graph that gathers the weights of the chosen experts. Skipping: only the encoders and experts that matter.",
+            "graph that gathers the weights of the chosen experts. Skipping: only encoders and experts that matter.",
         ],
     ),
     Plan(
         name="subsets",
         title="The same with sensors missing",
-        steps=_engine_steps("--subsets"),
+        steps=_engine_steps("--what", "subsets"),
         notes=["Mean over the subsets of a size. A dense graph gets zeros and a mask for what is missing."],
+    ),
+    Plan(
+        name="sizes",
+        title="The paper's network and the edge network",
+        steps=[
+            Step(
+                script="engines.py",
+                options=["--what", "sizes", "--network", network, "--fp32-only", "--rounds", rounds],
+                quick=["--what", "sizes", "--network", network, "--fp32-only", "--rounds", "3"],
+                work=True,
+            )
+            for network, rounds in (("casia_surf", "20"), ("face_antispoof", "100"))
+        ],
+        notes=[
+            "Random weights, pictures of 112 x 112; each network in a process of its own. The paper's has 16 experts "
+            "of which 5 run, residual stages that no graph can gather."
+        ],
+    ),
+    Plan(
+        name="footprint",
+        title="Start-up, memory and size",
+        steps=[Step(script="footprint.py", options=["--rounds", "5"], quick=["--rounds", "1"], weights=True)],
+        notes=[
+            "A fresh process: imports, load, one decision. Size is that of the installed packages with all that they "
+            "require; ours holds training and export code too."
+        ],
+    ),
+    Plan(
+        name="streaming",
+        title="Three cameras at 30 frames per second",
+        steps=[
+            Step(
+                script="streaming.py",
+                options=["--rounds", "5", "--seconds", "5"],
+                quick=["--rounds", "1", "--seconds", "1"],
+                weights=True,
+            )
+        ],
+        notes=[
+            "Pictures of 640 x 480 rendered in advance, cameras out of phase. Only ours looks at the health of its "
+            "sensors. MediaPipe cannot host the job: its wheels hold finished tasks, not its graphs."
+        ],
+    ),
+    Plan(
+        name="scaling",
+        title="More modalities, experts and faces",
+        steps=[
+            Step(
+                script="scaling.py",
+                options=["--threads", str(threads), "--rounds", "100"],
+                quick=["--threads", str(threads), "--rounds", "3"],
+                threads=threads,
+                work=True,
+            )
+            for threads in (1, 2)
+        ],
+        notes=[
+            "The edge network with random weights, fp32, everything present. Several faces are one batch for the dense "
+            "graph, one decision after another for the others."
+        ],
     ),
 )
 PARTS = {plan.name: plan for plan in PLANS}
@@ -97,8 +158,9 @@ def run_part(plan: Plan, options: argparse.Namespace, work: Path, command: str) 
     machine, tables = machine_line(), []
     for step in plan.steps:
         arguments = list(step.quick if options.quick else step.options)
-        if step.weights:
+        if step.work or step.weights:
             arguments += ["--work", str(work)]
+        if step.weights:
             arguments += ["--run", str(options.run)] if options.run else []
             arguments += ["--litert-python", str(options.litert_python)] if options.litert_python else []
         tables += tables_from(run_json(step.script, arguments, threads=step.threads))
