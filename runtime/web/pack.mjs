@@ -4,7 +4,9 @@ import { copyFileSync, readdirSync, readFileSync, renameSync, writeFileSync } fr
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 
-const OUTPUT = "../mars_runtime/web/page";
+const OUTPUT = process.argv[2] ?? "../mars_runtime/web/page";
+// 27 MB as it is, beyond what a page should weigh: left out unless asked for.
+const WEBGPU = process.env.MARS_EDGE_WEBGPU === "1";
 const RUNTIME = "node_modules/onnxruntime-web/dist";
 const SOURCES = ["index.html", "package-lock.json", "pack.mjs", "vite.config.ts", "src", "static"];
 
@@ -21,12 +23,14 @@ function stamp() {
   return digest.digest("hex");
 }
 
-copyFileSync(join(RUNTIME, "ort-wasm-simd-threaded.mjs"), join(OUTPUT, "ort-wasm-simd-threaded.mjs"));
-const wasm = readFileSync(join(RUNTIME, "ort-wasm-simd-threaded.wasm"));
-// 14 MB as it is, 4 MB like this; every browser takes it so.
-writeFileSync(join(OUTPUT, "ort-wasm-simd-threaded.wasm.gz"), gzipSync(wasm, { level: 9 }));
+const builds = WEBGPU ? ["ort-wasm-simd-threaded", "ort-wasm-simd-threaded.asyncify"] : ["ort-wasm-simd-threaded"];
+for (const build of builds) {
+  copyFileSync(join(RUNTIME, `${build}.mjs`), join(OUTPUT, `${build}.mjs`));
+  // 14 MB as it is, 4 MB like this; every browser takes it so.
+  writeFileSync(join(OUTPUT, `${build}.wasm.gz`), gzipSync(readFileSync(join(RUNTIME, `${build}.wasm`)), { level: 9 }));
+}
 
-const served = readdirSync(OUTPUT).map((name) => name.replace(/\.gz$/, "")).filter((name) => !["sw.js", "build.json"].includes(name));
+const served = readdirSync(OUTPUT).map((name) => name.replace(/\.gz$/, "")).filter((name) => !["sw.js", "build.json"].includes(name) && !/webgpu|asyncify/.test(name));
 const version = createHash("sha256").update(stamp()).digest("hex").slice(0, 16);
 const worker = readFileSync(join(OUTPUT, "sw.js"), "utf-8")
   .replace("__VERSION__", version)

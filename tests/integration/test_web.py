@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import subprocess
 import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,10 @@ import numpy as np
 import pytest
 
 from mars_runtime.models import find_model
+from mars_runtime.services.access import Address
+from mars_runtime.web.assets import page_assets
+from mars_runtime.web.play import recorded_play
+from mars_runtime.web.site import WebSite, contents
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "face_antispoof.onnx"
@@ -43,7 +50,9 @@ def browser(web: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]
     with wave.open(str(sound), "wb") as file:
         file.setparams((1, 2, 48000, 0, "NONE", ""))
         file.writeframes(noise.tobytes())
-    with web.browser(f"--use-file-for-fake-audio-capture={sound}") as found:
+    # The graphics processor is one in software: its answers count here, not its pace.
+    graphics = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
+    with web.browser(f"--use-file-for-fake-audio-capture={sound}", *graphics) as found:
         yield found
 
 
@@ -273,3 +282,53 @@ def test_a_microphone_is_heard_masked_when_it_stops_and_heard_again(web: Any, br
         page.evaluate("window.stream.getTracks().forEach(track => track.stop())")
         until(page, lambda: state(page, "voice").startswith("missing: "), 10.0)
         until(page, lambda: page.text_content("#word") == "sound", 30.0)
+
+
+@pytest.fixture(scope="module")
+def sources() -> Path:
+    folder = ROOT / "runtime/web"
+    if shutil.which("npm") is None or not (folder / "node_modules").is_dir():
+        pytest.skip("no node_modules here; in runtime/web: npm ci")
+    return folder
+
+
+def built(sources: Path, folder: Path, **environment: str) -> Path:
+    for command in (["npx", "vite", "build", "--outDir", str(folder)], ["node", "pack.mjs", str(folder)]):
+        subprocess.run(command, cwd=sources, env=os.environ | environment, check=True, capture_output=True)
+    return folder
+
+
+def test_the_typescript_reproduces_the_vectors(sources: Path) -> None:
+    result = subprocess.run(["npm", "test"], cwd=sources, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:]
+
+
+def test_the_committed_page_is_what_the_sources_build(sources: Path, tmp_path: Path) -> None:
+    given, wanted = page_assets(), page_assets(built(sources, tmp_path / "page"))
+    assert set(given) == set(wanted)
+    assert [path for path in wanted if given[path].plain != wanted[path].plain] == []
+
+
+def test_a_graphics_processor_answers_as_the_model_was_exported(
+    web: Any, browser: Any, sources: Path, tmp_path: Path
+) -> None:
+    page_files = page_assets(built(sources, tmp_path / "page", MARS_EDGE_WEBGPU="1"))
+    files = contents(find_model(MODEL).read_bytes(), MODEL, partial(recorded_play, seed=0), page=page_files)
+    site = WebSite(Address(host="127.0.0.1", port=0), files)
+    try:
+        with web.visit(browser) as visit:
+            page = visit.page
+            page.goto(site.url)
+            page.wait_for_function(web.DECIDED, timeout=60_000)
+            assert page.is_visible("#device")
+            page.select_option("#device", "webgpu")
+            # Opening runs the golden input under every subset and refuses answers that are off.
+            until(
+                page,
+                lambda: page.text_content("#link") == "deciding" and page.input_value("#device") == "webgpu",
+                240.0,
+            )
+            assert any(url.endswith("asyncify.wasm") for url in visit.requests)
+            page.wait_for_function("() => document.getElementById('total').textContent !== ''", timeout=60_000)
+    finally:
+        site.close()

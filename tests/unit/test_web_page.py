@@ -12,6 +12,7 @@ import pytest
 from mars_edge.errors import UsageError
 from mars_runtime.web import assets
 from mars_runtime.web.assets import page_assets
+from mars_runtime.web.site import WEBGPU
 
 # As runtime/web/pack.mjs has it.
 SOURCES = ("index.html", "package-lock.json", "pack.mjs", "vite.config.ts", "src", "static")
@@ -53,7 +54,12 @@ def test_what_is_kept_offline_is_what_is_served() -> None:
     match = re.search(r"const FILES = (\[.*?\]);", worker)
     assert match is not None
     kept = {name.removeprefix(".") for name in json.loads(match.group(1))}
-    assert kept == set(page_assets()) - {"/sw.js"}
+    # The worker for graphics processors is of use only where a build adds its runtime, and is kept when it was used.
+    assert kept == set(page_assets()) - {"/sw.js", "/webgpu.js"}
+
+
+def test_the_runtime_for_graphics_processors_is_left_out() -> None:
+    assert WEBGPU not in page_assets()
 
 
 def test_the_page_names_only_files_that_are_there() -> None:

@@ -56,7 +56,7 @@ def test_the_page_the_model_and_what_is_served() -> None:
         page, html = ask(site, "/")
         assert (page.status, html[:15]) == (200, b"<!doctype html>")
         assert ask(site, "/model")[1] == MODEL
-        assert json.loads(ask(site, "/served.json")[1]) == {"model": "a.onnx", "rig": False}
+        assert json.loads(ask(site, "/served.json")[1]) == {"model": "a.onnx", "rig": False, "webgpu": False}
         assert ask(site, "/rig")[0].status == 404
 
 
@@ -246,7 +246,7 @@ def test_the_command_serves_the_bundled_model_on_loopback(
         with urllib.request.urlopen(f"{url}model", timeout=10) as answer:
             assert answer.read() == find_model("face_antispoof.onnx").read_bytes()
         with urllib.request.urlopen(f"{url}served.json", timeout=10) as answer:
-            assert json.load(answer) == {"model": "face_antispoof.onnx", "rig": True}
+            assert json.load(answer) == {"model": "face_antispoof.onnx", "rig": True, "webgpu": False}
 
 
 def test_off_loopback_it_asks_for_a_token_and_hints_at_tls(

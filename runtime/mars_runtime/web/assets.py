@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import PurePath
 
 from mars_edge.errors import UsageError
@@ -44,13 +45,13 @@ class Asset:
         return f'"{hashlib.sha256(self.stored).hexdigest()[:32]}"'
 
 
-def page_assets() -> Mapping[str, Asset]:
-    """The page's files by their path in an address; "/" is the page.
+def page_assets(folder: Traversable | None = None) -> Mapping[str, Asset]:
+    """The page's files by their path in an address; "/" is the page. None takes those of this installation.
 
     Raises:
         UsageError: this installation has no built page; says how to build it.
     """
-    folder = resources.files("mars_runtime.web").joinpath("page")
+    folder = folder or resources.files("mars_runtime.web").joinpath("page")
     found = {}
     for file in folder.iterdir() if folder.is_dir() else ():
         if file.name not in _NOT_SERVED:

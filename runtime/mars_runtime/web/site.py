@@ -1,7 +1,7 @@
 """The server of the browser page: its files, the model, the recorded rig; nothing can be changed through it.
 
 GET /             the page and its files
-GET /served.json  what is served: the model's name, whether there is a rig
+GET /served.json  what is served: the model's name, whether there is a rig, and onnxruntime for graphics processors
 GET /model        the model file as it is
 GET /rig          a recorded play of the simulated rig
 """
@@ -39,14 +39,19 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+# Only in pages that were built with it.
+WEBGPU = "/ort-wasm-simd-threaded.asyncify.wasm"
 _DATA = "application/octet-stream"
 Contents = Mapping[str, Callable[[], Asset]]
 
 
-def contents(model: bytes, name: str, play: Callable[[], bytes] | None) -> Contents:
+def contents(
+    model: bytes, name: str, play: Callable[[], bytes] | None, *, page: Mapping[str, Asset] | None = None
+) -> Contents:
     """What is served by path; `play` makes the recorded rig when it is asked for first."""
-    table = json.dumps({"model": name, "rig": play is not None}).encode()
-    files = {path: _constant(asset) for path, asset in page_assets().items()}
+    page = page or page_assets()
+    table = json.dumps({"model": name, "rig": play is not None, "webgpu": WEBGPU in page}).encode()
+    files = {path: _constant(asset) for path, asset in page.items()}
     files["/served.json"] = _constant(Asset(stored=table, content_type="application/json"))
     files["/model"] = _constant(Asset(stored=model, content_type=_DATA))
     if play is not None:

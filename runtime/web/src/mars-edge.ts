@@ -23,9 +23,16 @@ function threads(): number {
   return globalThis.crossOriginIsolated ? Math.max(1, Math.min(4, Math.floor(navigator.hardwareConcurrency / 2))) : 1;
 }
 
-/** The files beside this page. */
+/** The files beside this page; models run on the processor. */
 export const PLACES: Places = {
   worker: () => new Worker(new URL("./engine/worker.ts", import.meta.url), { type: "module" }),
   runtime: new URL("./", location.href).href,
   threads: threads(),
+};
+
+/** The same with the graphics processor, for pages that were built with it; the self-test says whether it may be used. */
+export const WEBGPU: Places = {
+  ...PLACES,
+  worker: () => new Worker(new URL("./engine/webgpu.ts", import.meta.url), { type: "module" }),
+  threads: 1,
 };

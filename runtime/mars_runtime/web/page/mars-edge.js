@@ -1,1 +1,1 @@
-export{p as Connection,a as FactFinder,t as PLACES,n as Pipeline,i as decide,u as kindOf,d as limitsOf,_ as manifestFrom,y as manifestText,h as openModel,r as preprocess,o as seen,g as selfTest,s as starting,c as step,l as summary,b as verify}from"./shared.js";
+export{m as Connection,o as FactFinder,t as PLACES,r as Pipeline,n as WEBGPU,a as decide,d as kindOf,f as limitsOf,v as manifestFrom,b as manifestText,g as openModel,i as preprocess,s as seen,_ as selfTest,c as starting,l as step,u as summary,x as verify}from"./shared.js";

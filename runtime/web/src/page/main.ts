@@ -3,7 +3,7 @@ import type { Manifest } from "../core/manifest";
 import { openModel, type Opened } from "../engine/engine";
 import { PAGE_TIMING } from "../loop/connection";
 import type { Decision } from "../loop/pipeline";
-import { PLACES } from "../mars-edge";
+import { PLACES, WEBGPU } from "../mars-edge";
 import { RigStream, type Fault } from "../sources/rig";
 import { showBars } from "./bars";
 import { Card } from "./card";
@@ -13,6 +13,8 @@ import { Session } from "./session";
 interface Served {
   readonly model: string;
   readonly rig: boolean;
+  /** Whether onnxruntime's files for the graphics processor are there. */
+  readonly webgpu: boolean;
 }
 
 const SHOWN_MS = 100;
@@ -46,12 +48,16 @@ async function start(): Promise<void> {
     say("this page needs https, or 127.0.0.1: browsers give cameras and checksums to no other (mars-edge serve --cert)", true);
     return;
   }
+  part("device").onchange = async () => {
+    if (session !== null) await use(session.opened.sealed.data, session.name);
+  };
   navigator.mediaDevices.addEventListener("devicechange", () => void offer());
   const served = await found<Served>("./served.json", (answer) => answer.json() as Promise<Served>);
   if (served === null) {
     say("no model is served; open an .onnx file");
     return;
   }
+  part("devices").hidden = !(served.webgpu && (await navigator.gpu?.requestAdapter()));
   const model = found("./model", bytesOf);
   const play = served.rig ? found("./rig", bytesOf) : null;
   const [bytes, recorded] = [await model, await play];
@@ -76,11 +82,14 @@ async function bytesOf(answer: Response): Promise<Uint8Array> {
 /** Open a model and decide with it in the place of any other. */
 async function use(bytes: Uint8Array, name: string): Promise<void> {
   say(`opening ${name}`);
+  const device = part("device") as HTMLSelectElement;
   let opened: Opened;
   try {
-    opened = await openModel(bytes, name, places);
+    opened = await openModel(bytes, name, device.value === "webgpu" ? WEBGPU : places);
   } catch (error) {
     say((error as Error).message, true);
+    // What runs goes on running where it ran.
+    device.value = session?.device ?? "wasm";
     return;
   }
   session?.close();
@@ -95,7 +104,7 @@ async function use(bytes: Uint8Array, name: string): Promise<void> {
     cards.set(modality.name, new Card(modality, part("sensors"), actions));
   }
   describe(opened, name);
-  session = new Session(opened, rig, {
+  session = new Session(opened, name, device.value, rig, {
     decided: show,
     refused: (sensor, message) => { cards.get(sensor)?.say(message); void offer(); },
     failed: (message) => say(message, true),

@@ -26,6 +26,10 @@ export class Session {
 
   constructor(
     readonly opened: Opened,
+    /** Of the model's file. */
+    readonly name: string,
+    /** What it computes on: wasm or webgpu. */
+    readonly device: string,
     readonly rig: RigStream | null,
     private readonly told: Told,
   ) {
