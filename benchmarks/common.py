@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -273,7 +274,7 @@ def shown(ratio: Share | None) -> str:
     """With its interval, if it has any width."""
     if ratio is None:
         return ""
-    return f"{ratio.value:.2f}" if ratio.low == ratio.high else str(ratio)
+    return f"{ratio.value:.2f}" if math.isclose(ratio.low, ratio.high) else str(ratio)
 
 
 def number(value: float) -> str:
@@ -300,9 +301,9 @@ def losses_markdown(parts: Sequence[Part]) -> str:
 
 
 def _loss_line(part: Part, table: Table, duel: Duel) -> str:
-    shown = " (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else ""
+    unsure = " (no difference shown)" if duel.ratio.low <= 1.0 <= duel.ratio.high else ""
     return (
-        f"- {part.title}, {table.full_title}: {duel.ours} has {shown(duel.ratio)} times that of {duel.against}{shown}"
+        f"- {part.title}, {table.full_title}: {duel.ours} has {shown(duel.ratio)} times that of {duel.against}{unsure}"
     )
 
 

@@ -3,9 +3,9 @@
     python benchmarks/footprint.py --rounds 5
 
 Axes: R rounds. A round starts every contestant once in a fresh process, in a new order: imports, load, one decision
-with everything present. Memory is the most that was ever resident. Files are in the page cache, and the compiler's cache is
-filled. Size is that of the installed packages and all that they require, without byte code; OpenCV is counted for
-everyone, because frames have to come from somewhere.
+with everything present. Memory is the most that was ever resident. Files are in the page cache, and the compiler's
+cache is filled. Size is that of the installed packages and all that they require, without byte code; OpenCV is counted
+for everyone, because frames have to come from somewhere.
 """
 
 from __future__ import annotations

@@ -298,10 +298,11 @@ def _column(index: int, name: str) -> onnx.NodeProto:
 
 def _kept(node: onnx.NodeProto, computed: str, names: Sequence[str]) -> list[onnx.NodeProto]:
     """The branch's answer under the name of the `If`: an encoder's is masked, an expert's is weighted by its gate."""
-    name = node.name.removeprefix("encode_")
-    if node.name.startswith("encode_") and name in names:
-        return [helper.make_node("Mul", [computed, f"there_{name}"], list(node.output))]
-    return [helper.make_node("Identity", [computed], list(node.output))]
+    (output,) = node.output
+    name = output.removeprefix("f_")
+    if output.startswith("f_") and name in names:
+        return [helper.make_node("Mul", [computed, f"there_{name}"], [output])]
+    return [helper.make_node("Identity", [computed], [output])]
 
 
 def decision_inputs(

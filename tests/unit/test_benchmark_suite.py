@@ -1,0 +1,356 @@
+"""What benchmarks/suite.py computes, writes and refuses, and that its contestants answer alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mars_edge import rig
+from mars_edge.errors import UsageError
+from mars_edge.preprocess import preprocess
+from mars_edge.subsets import all_subsets
+from mars_export.pieces import float_pieces
+from mars_training.recipe import EncoderRecipe, Recipe, load_recipe
+from tests.helpers.tiny_artifact import NAMES, TinyModel, sample, write_onnx
+
+SMALL_PART = {"command": "python it", "machine": "a machine", "date": "2026-01-02", "notes": []}
+
+
+@pytest.fixture(scope="module")
+def folder(repository: Path) -> Iterator[None]:
+    """The benchmarks can be imported, as they import each other."""
+    sys.path.insert(0, str(repository / "benchmarks"))
+    yield
+    sys.path.remove(str(repository / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def common(folder: None) -> ModuleType:
+    return importlib.import_module("common")
+
+
+@pytest.fixture(scope="module")
+def suite(folder: None) -> ModuleType:
+    return importlib.import_module("suite")
+
+
+@pytest.fixture(scope="module")
+def networks(folder: None) -> ModuleType:
+    return importlib.import_module("networks")
+
+
+@pytest.fixture(scope="module")
+def contestants(folder: None) -> ModuleType:
+    return importlib.import_module("contestants")
+
+
+def field(common: ModuleType) -> list[Any]:
+    return [
+        common.Who(name="our fp32", ours=True, precision="fp32"),
+        common.Who(name="our int8", ours=True, precision="int8"),
+        common.Who(name="slow", precision="fp32"),
+        common.Who(name="fast", precision="fp32"),
+        common.Who(name="other int8", precision="int8"),
+    ]
+
+
+def rounds_of(*medians: float) -> NDArray[np.float64]:
+    """Twenty rounds with the same noise for all, so that every ratio is certain."""
+    noise = np.random.default_rng(0).uniform(1.0, 3.0, (21, 1))
+    return noise / np.median(noise) * np.array([medians])
+
+
+def table(common: ModuleType, *medians: float, **more: Any) -> Any:
+    return common.table_of("all present", "ms", field(common), rounds_of(*medians), base="slow", **more)
+
+
+def part(common: ModuleType, *tables: Any, name: str = "engines", **changes: Any) -> Any:
+    return common.Part(**(SMALL_PART | {"name": name, "title": name, "quick": False, "tables": tables} | changes))
+
+
+def test_a_row_is_the_median_and_its_ratio_to_the_base(common: ModuleType) -> None:
+    rows = {row.who.name: row for row in table(common, 3.0, 1.0, 4.0, 2.0, 5.0).rows}
+    assert rows["our fp32"].value == pytest.approx(3.0)
+    ratio = rows["our fp32"].ratio
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert rows["slow"].ratio.value == 1.0
+
+
+def test_a_loss_is_against_the_best_alternative_of_the_same_precision(common: ModuleType) -> None:
+    (loss,) = table(common, 3.0, 1.0, 4.0, 2.0, 5.0).losses
+    assert (loss.ours, loss.against, loss.ratio.value) == ("our fp32", "fast", pytest.approx(1.5))
+
+
+def test_a_row_that_beats_its_like_is_no_loss_and_an_equal_one_is_none_either(common: ModuleType) -> None:
+    assert table(common, 2.0, 5.0, 4.0, 2.0, 5.0).losses == []
+    assert [loss.ours for loss in table(common, 2.1, 5.1, 4.0, 2.0, 5.0).losses] == ["our fp32", "our int8"]
+
+
+def test_the_best_is_judged_whatever_its_precision(common: ModuleType) -> None:
+    best = table(common, 3.0, 2.5, 4.0, 2.0, 5.0).best
+    assert (best.ours, best.against, best.ratio.value) == ("our int8", "fast", pytest.approx(1.25))
+    alone = common.table_of("t", "ms", field(common)[:2], rounds_of(1.0, 2.0), base="our fp32")
+    assert alone.best is None and alone.losses == []
+
+
+def test_a_loss_that_chance_explains_says_so(common: ModuleType) -> None:
+    rng = np.random.default_rng(3)
+    measured = rng.lognormal(0.0, 0.5, (30, 5))
+    measured[:, 0] *= 1.02 * np.median(measured[:, 3]) / np.median(measured[:, 0])
+    measured[:, 2] += 9.0
+    found = common.table_of("t", "ms", field(common), measured, base="slow")
+    text = common.losses_markdown([part(common, found)])
+    (line,) = [line for line in text.splitlines() if "our fp32" in line]
+    assert line.endswith("times that of fast (no difference shown)")
+
+
+def test_the_losses_of_all_parts_are_listed_and_counted(common: ModuleType) -> None:
+    lost, won = table(common, 3.0, 1.0, 4.0, 2.0, 5.0, group="g"), table(common, 1.0, 1.0, 4.0, 2.0, 5.0)
+    lines = common.losses_markdown([part(common, lost, name="a"), part(common, won, name="b")]).splitlines()
+    assert lines[2].startswith("1 of 4 rows of ours are above")
+    assert lines[4:] == ["- a, g, all present: our fp32 has 1.50 times that of fast"]
+
+
+def test_a_best_row_that_another_precision_beats_is_listed_apart(common: ModuleType) -> None:
+    # Ours wins among its like in fp32 and int8, and loses to bfloat16.
+    who = [*field(common), common.Who(name="half", precision="bf16")]
+    found = common.table_of("t", "ms", who, rounds_of(1.5, 1.4, 4.0, 2.0, 5.0, 0.7), base="slow")
+    assert found.losses == []
+    text = common.losses_markdown([part(common, found)])
+    assert "another precision" in text and "our int8 has 2.00 times that of half" in text
+
+
+def test_a_table_shows_ours_in_bold_and_why_a_row_is_empty(common: ModuleType) -> None:
+    absent = common.Row(who=common.Who(name="absent"), reason="not installed: absent")
+    found = table(common, 3.0, 1.0, 4.0, 2.0, 5.0, skipped=[absent], more={"fast": {"rate": "30"}})
+    lines = common.as_markdown(part(common, found)).splitlines()
+    assert "| all present | ms | of slow (95 % interval) | rate |" in lines
+    assert "| **our fp32** | 3.00 | 0.75 |  |" in lines
+    assert "| absent | - | not measured: not installed: absent |  |" in lines
+    assert any(line.startswith("| fast | 2.00 | 0.50") and line.endswith("| 30 |") for line in lines)
+
+
+def test_tables_of_a_group_stand_side_by_side(common: ModuleType) -> None:
+    one = dataclasses.replace(table(common, 3.0, 1.0, 4.0, 2.0, 5.0, group="g"), title="one")
+    two = dataclasses.replace(table(common, 6.0, 1.0, 4.0, 2.0, 5.0, group="g"), title="two")
+    lines = common.as_markdown(part(common, one, two)).splitlines()
+    assert "| g: ms (of slow, 95 % interval) | one | two |" in lines
+    (row,) = [line for line in lines if line.startswith("| **our fp32** |")]
+    assert "3.00 (0.75" in row and "6.00 (1.50" in row
+
+
+def test_a_quick_run_is_marked_as_no_result(common: ModuleType) -> None:
+    found = table(common, 3.0, 1.0, 4.0, 2.0, 5.0)
+    assert "Not a result" in common.as_markdown(part(common, found, quick=True))
+    assert "Not a result" not in common.as_markdown(part(common, found))
+
+
+def test_results_survive_their_file(common: ModuleType, suite: ModuleType, tmp_path: Path) -> None:
+    absent = common.Row(who=common.Who(name="absent"), reason="gone")
+    found = part(common, table(common, 3.0, 1.0, 4.0, 2.0, 5.0, skipped=[absent]))
+    suite.save(tmp_path / "r.json", {"engines": found})
+    again = suite.load(tmp_path / "r.json")["engines"]
+    assert common.as_markdown(again) == common.as_markdown(found)
+    assert common.losses_markdown([again]) == common.losses_markdown([found])
+    assert suite.load(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"schema": 99, "parts": []}'])
+def test_another_file_is_not_taken_for_results(suite: ModuleType, tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UsageError) as error:
+        suite.load(tmp_path / "r.json")
+    assert str(error.value).startswith(f"{tmp_path / 'r.json'} is no results file of this suite: ")
+
+
+def test_tables_replace_what_is_between_the_markers_and_nothing_else(common: ModuleType, suite: ModuleType) -> None:
+    parts = [part(common, table(common, 3.0, 1.0, 4.0, 2.0, 5.0))]
+    first = suite.document(parts, "# Title\n\nBefore.\n")
+    assert first.startswith(f"# Title\n\nBefore.\n\n{suite.BEGIN}\n") and "### Where we lose" in first
+    second = suite.document(parts, first.replace("3.00", "9.99") + "\nAfter.\n")
+    assert second == first + "\nAfter.\n"
+
+
+def test_a_document_with_one_marker_is_refused(suite: ModuleType) -> None:
+    for text in (suite.BEGIN, suite.END, f"{suite.END}\n{suite.BEGIN}"):
+        with pytest.raises(UsageError, match="the document needs both markers, in this order"):
+            suite.document([], text)
+
+
+def test_parts_that_are_not_run_are_kept(
+    common: ModuleType, suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = table(common, 3.0, 1.0, 4.0, 2.0, 5.0)
+    monkeypatch.setattr(suite, "run_part", lambda plan, *rest: part(common, found, name=plan.name))
+    files = ["--md", str(tmp_path / "d.md"), "--json", str(tmp_path / "r.json")]
+    assert suite.main(["--only", "subsets", *files]) == 0
+    assert suite.main(["--only", "engines", *files]) == 0
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert [p["name"] for p in stored["parts"]] == ["engines", "subsets"]
+    text = (tmp_path / "d.md").read_text()
+    assert text.index("### engines (") < text.index("### subsets (") < text.index("### Where we lose")
+
+
+def test_a_document_that_cannot_take_the_tables_is_refused_before_anything_runs(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "run_part", lambda *given: pytest.fail("it ran"))
+    (tmp_path / "d.md").write_text(suite.END)
+    assert suite.main(["--md", str(tmp_path / "d.md"), "--json", str(tmp_path / "r.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def answering(contestants: ModuleType, common: ModuleType, name: str, precision: str, off: float) -> Any:
+    who = common.Who(name=name, precision=precision, ours=name.startswith("our"))
+    return contestants.Contestant(who=who, decide=lambda given: np.array([0.5 + off, 1.0]))
+
+
+def test_an_engine_whose_answers_differ_is_not_timed(contestants: ModuleType, common: ModuleType) -> None:
+    given = [("our", "fp32", 0.0), ("same", "fp32", 5e-4), ("other", "fp32", 2e-3), ("nan", "fp32", np.nan)]
+    field = [answering(contestants, common, *each) for each in given]
+    kept, skipped = contestants.judged(field, [{"rgb": np.zeros(1, np.float32)}], [("rgb",)])
+    assert [one.who.name for one in kept] == ["our", "same"]
+    assert [row.reason for row in skipped] == [
+        "answers off by 0.002, allowed 0.001",
+        "answers off by nan, allowed 0.001",
+    ]
+
+
+def test_a_lower_precision_may_be_little_further_from_fp32_than_our_int8(
+    contestants: ModuleType, common: ModuleType
+) -> None:
+    given = [("our", "fp32", 0.0), ("our8", "int8", 0.1), ("near", "int8", -0.12), ("far", "bf16", 0.13)]
+    field = [answering(contestants, common, *each) for each in given]
+    kept, skipped = contestants.judged(field, [{"rgb": np.zeros(1, np.float32)}], [("rgb",)])
+    assert [one.who.name for one in kept] == ["our", "our8", "near"]
+    assert [row.who.name for row in skipped] == ["far"]
+
+
+def test_an_unrolled_graph_answers_as_the_lazy_one_under_every_subset(networks: ModuleType, tmp_path: Path) -> None:
+    model = TinyModel.create()
+    write_onnx(model, tmp_path / "lazy.onnx")
+    networks.write_unrolled(tmp_path / "lazy.onnx", NAMES, tmp_path / "dense.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "dense.onnx"), providers=["CPUExecutionProvider"])
+    for subset in all_subsets(NAMES):
+        given = {name: sample(1)[name] for name in subset}
+        expected, _, _ = model.answer(given, {})
+        (logits,) = session.run(None, networks.decision_inputs(model.manifest().modalities, given))
+        assert logits[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_graph_without_branches_is_not_unrolled(networks: ModuleType, tmp_path: Path) -> None:
+    write_onnx(TinyModel.create(), tmp_path / "lazy.onnx")
+    networks.write_unrolled(tmp_path / "lazy.onnx", NAMES, tmp_path / "dense.onnx")
+    with pytest.raises(UsageError) as error:
+        networks.write_unrolled(tmp_path / "dense.onnx", NAMES, tmp_path / "again.onnx")
+    assert str(error.value) == f"{tmp_path / 'dense.onnx'} has no branches: not a graph of mars-edge"
+
+
+def small_recipe(repository: Path, **changes: Any) -> Recipe:
+    recipe = load_recipe(repository / "training/recipes/face_antispoof.toml")
+    encoder = EncoderRecipe(channels=(4, 8), strides=(4, 4))
+    model = dataclasses.replace(
+        recipe.model, width=8, expert_channels=(6, 5), encoders=dict.fromkeys(NAMES, encoder), **changes
+    )
+    return dataclasses.replace(recipe, model=model, data=dataclasses.replace(recipe.data, size=32))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_gathered_experts_answer_as_all_of_them_weighted_by_their_gates(
+    networks: ModuleType, repository: Path, shared: bool
+) -> None:
+    from mars_training.data.load import describe
+
+    recipe = small_recipe(repository, shared_expert=shared)
+    network = networks.random_network(recipe, describe(recipe.data))
+    assert all(networks.is_plain(expert) for expert in network.model.deployed.experts)
+    dense, gathered = (networks.dense_torch(network, gathered=form) for form in (False, True))
+    chosen = set()
+    for row in networks.samples_of(network.info.source.modalities, 4):
+        for subset in all_subsets(NAMES):
+            given = {name: row[name] for name in subset}
+            inputs = list(
+                map(torch.from_numpy, networks.decision_inputs(network.info.source.modalities, given).values())
+            )
+            with torch.no_grad():
+                expected, found = dense(*inputs), gathered(*inputs)
+                features = network.model.deployed.encode_all(dict(zip(NAMES, inputs[1:], strict=True)))
+                chosen |= set(network.model.deployed.route(features, inputs[0])[1].topk(2).indices[0].tolist())
+            assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    assert len(chosen) > 2, "the test is vacuous where the same experts are always chosen"
+
+
+def test_equal_seeds_give_equal_random_networks(networks: ModuleType, repository: Path) -> None:
+    from mars_training.data.load import describe
+
+    recipe = small_recipe(repository)
+    first, again, other = (networks.random_network(recipe, describe(recipe.data), seed=s) for s in (1, 1, 2))
+    states = [network.model.state_dict() for network in (first, again, other)]
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+    assert not all(torch.equal(t, states[2][name]) for name, t in states[0].items())
+    assert float_pieces(first.model.deployed) is not first.model.deployed
+
+
+def test_pictures_are_made_small_by_hand_as_the_runtime_does(folder: None) -> None:
+    worker = importlib.import_module("streaming_worker")
+    for modality in rig.modalities():
+        picture = worker.rendered()[modality.name][0] if modality.name == "rgb" else None
+        if picture is not None:
+            made = worker.small(picture, modality.size, modality.range)
+            assert made.shape == (1, *modality.shape)
+            assert made[0] == pytest.approx(preprocess(modality, picture), abs=1.0 / 255.0)
+
+
+def test_a_camera_hands_out_no_picture_twice_and_drops_what_was_not_read(folder: None) -> None:
+    worker = importlib.import_module("streaming_worker")
+    import time
+
+    camera = worker.Camera("rgb", [np.zeros(1)] * 3, time.monotonic() - 10.0)
+    numbers = [frame.sequence for _ in range(3) if (frame := camera.read(0.2)) is not None]
+    assert numbers[0] >= 300 and numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
+
+
+def test_a_size_is_of_everything_that_is_required_and_of_no_byte_code(folder: None) -> None:
+    footprint = importlib.import_module("footprint")
+    found = footprint.closure(["onnxruntime"])
+    assert {"onnxruntime", "numpy", "flatbuffers"} <= found and "torch" not in found
+    specs = importlib.util.find_spec("mars_edge")
+    assert specs is not None and specs.submodule_search_locations is not None
+    files = [f for place in specs.submodule_search_locations for f in Path(place).rglob("*.py")]
+    assert footprint.size_bytes("mars-edge") > sum(f.stat().st_size for f in files)
+
+
+def test_a_script_that_fails_ends_the_suite(common: ModuleType) -> None:
+    with pytest.raises(UsageError) as error:
+        common.run_json("suite.py", ["--only", "none"])
+    assert str(error.value) == "suite.py --only none ended with exit code 2"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_suite_runs(suite: ModuleType, tmp_path: Path) -> None:
+    files = ["--md", str(tmp_path / "d.md"), "--json", str(tmp_path / "r.json")]
+    assert suite.main(["--only", "engines", "--quick", *files]) == 0
+    found = suite.load(tmp_path / "r.json")["engines"]
+    assert [t.title for t in found.tables] == ["all present, 1 thread", "all present, 2 threads"]
+    for each in found.tables:
+        measured = {row.who.name for row in each.rows if row.value is not None}
+        assert {
+            "ours, .pte, fp32",
+            "ours, .onnx, int8",
+            "onnxruntime, dense, fp32",
+            "onnxruntime, dense, int8",
+        } <= measured
+    assert "### Where we lose" in (tmp_path / "d.md").read_text()
