@@ -332,3 +332,14 @@ def test_a_graphics_processor_answers_as_the_model_was_exported(
             page.wait_for_function("() => document.getElementById('total').textContent !== ''", timeout=60_000)
     finally:
         site.close()
+
+
+def test_several_threads_share_memory_where_there_are_processors(web: Any, browser: Any, address: str) -> None:
+    with web.visit(browser) as visit:
+        visit.page.add_init_script("Object.defineProperty(navigator, 'hardwareConcurrency', { value: 4 })")
+        visit.page.goto(address)
+        visit.page.wait_for_function(web.DECIDED, timeout=60_000)
+        # onnxruntime's threads are workers of its own script: all but the first.
+        urls = [worker.url.rsplit("/", 1)[1] for worker in visit.page.workers]
+        assert urls == ["worker.js", "ort-wasm-simd-threaded.mjs"]
+        until(visit.page, lambda: present(visit.page) == "rgb+depth+ir", 20.0)

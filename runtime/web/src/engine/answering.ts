@@ -26,7 +26,12 @@ async function load(ort: Ort, provider: "wasm" | "webgpu", { model, runtime, thr
   ort.env.wasm.wasmPaths = runtime;
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  return ort.InferenceSession.create(model, { executionProviders: [provider], logSeverityLevel: 3 });
+  return ort.InferenceSession.create(model, {
+    executionProviders: [provider],
+    logSeverityLevel: 3,
+    // A pool that spins between two decisions takes the processors from the page and the battery from the phone.
+    extra: { session: { intra_op: { allow_spinning: "0" } } },
+  });
 }
 
 function opened(id: number, session: Runtime.InferenceSession): Reply {
