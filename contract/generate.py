@@ -21,6 +21,7 @@ from typing import Any
 from contract.encoding import read_array
 from contract.facts_cases import facts_cases
 from contract.health_cases import health_cases, limits_cases
+from contract.loop_cases import loop_cases
 from contract.manifest_cases import artifact_cases, manifest_cases
 from contract.policy_cases import gates_cases, model_cases, policy_cases, skew_cases
 from contract.preprocess_cases import preprocess_cases
@@ -35,6 +36,7 @@ VECTORS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "skew": skew_cases,
     "models": model_cases,
     "policy": policy_cases,
+    "loop": loop_cases,
     "manifest": manifest_cases,
     "artifact": artifact_cases,
 }

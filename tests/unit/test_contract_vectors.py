@@ -50,6 +50,15 @@ def test_every_verdict_occurs() -> None:
     assert found == {"accept", "reject", "abstain", "a", "b"}
 
 
+def test_every_way_of_taking_no_part_occurs_in_the_loop() -> None:
+    steps = [step for case in vectors("loop") for step in case["steps"]]
+    reasons = {found["reason"] for step in steps for found in step["decision"]["modalities"].values()}
+    transport = {"starting", "absent", "stale", "lost", "disconnected", "frozen", "unusable", "ended", "recovering"}
+    assert reasons == transport | {None, "dark", "skew", "not configured", "no sample"}
+    assert {step["decision"]["verdict"] for step in steps} == {"accept", "reject", "abstain"}
+    assert any(step["asked"] and step["asked"]["cached"] != "none" for step in steps)
+
+
 def test_a_vector_that_differs_is_found() -> None:
     wanted = vectors("preprocess")
     given = copy.deepcopy(wanted)
