@@ -182,7 +182,7 @@ export class Pipeline {
       const found = followed.get(name)?.summary(endS) ?? NOT_CONFIGURED;
       return [name, name in apart ? { ...found, status: "missing", reason: "skew", evidence: apart[name]! } : found];
     });
-    const used = present.map((name) => followed.get(name)!.cached(endS)?.shownS ?? endS);
+    const used = present.flatMap((name) => followed.get(name)!.featureShownS ?? []);
     const outcome = decide(manifest, this.policy, present, inference?.logits ?? null, { held: failure });
     this.seq += 1;
     return {

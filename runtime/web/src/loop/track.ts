@@ -84,6 +84,11 @@ export class Track {
     return this.feature;
   }
 
+  /** When the sample of the kept feature was seen; null where there is none. */
+  get featureShownS(): number | null {
+    return this.feature?.shownS ?? null;
+  }
+
   /** What a decision says; a usable sensor without a young feature is missing as well. */
   summary(nowS: number): Summary {
     let found = summary(this.health, nowS);
