@@ -30,7 +30,7 @@ Given = Mapping[str, NDArray[np.float32]]
 Decide = Callable[[Given], NDArray[np.float32]]
 
 FLOAT_TOLERANCE = 1e-3
-REDUCED_SHARE = 1.25
+REDUCED_SHARE = 2.0
 ORT_DENSE = "onnxruntime, dense, fp32"
 """What most people would pick; ratios are over it."""
 

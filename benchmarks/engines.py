@@ -7,10 +7,10 @@
 Axes: R rounds. From preprocessed samples to logits, batch of 1, nothing cached, weights and samples the same for all,
 answers compared before anything is timed. "Dense" is one graph without branches: all encoders and all experts run,
 zeros stand for a missing picture and a mask takes its feature out; "gathered" computes only the experts that were
-chosen, from gathered weights. "dense, int8" is our own quantized graph with its branches unrolled. Every round takes
-all contestants once in a new order, after a pause of 2 ms each: pools spin for a while after a call, and a device
-pauses between decisions too.
-With --what subsets each decision has one, two or all sensors; a time is then the mean over the subsets of that size.
+chosen, from gathered weights. "int8 unrolled" is our own quantized graph without its branches, "int8 by onnxruntime"
+the fp32 graph through onnxruntime's quantizer. Every round takes all contestants once in a new order, after a pause of
+2 ms each: pools spin for a while after a call, and a device pauses between decisions too. With --what subsets each
+decision has one, two or all sensors; a time is then the mean over the subsets of that size.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def write_all(
             folder / "gathered.onnx", lambda path: networks.write_dense(network, path, gathered=True)
         )
     if int8:
+        found["static"] = written(
+            folder / "static-int8.onnx", partial(networks.write_static, network, found["dense"])
+        )  # fmt: skip
         found["unrolled"] = written(
             folder / "unrolled-int8.onnx",
             lambda path: networks.write_unrolled(found["onnx int8"], network.names, path),
@@ -110,10 +113,15 @@ def field(
 def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[Who, Callable[[], Contestant]]:
     """The contestants that run one dense graph."""
     modalities, makers = network.info.source.modalities, {}
-    graphs = [("dense", "dense", "fp32"), ("gathered", "gathered", "fp32"), ("unrolled", "dense", "int8")]
+    graphs = [
+        ("dense", "dense, fp32", "fp32"),
+        ("gathered", "gathered, fp32", "fp32"),
+        ("static", "dense, int8 by onnxruntime", "int8"),
+        ("unrolled", "dense, int8 unrolled", "int8"),
+    ]
     for key, form, precision in (one for one in graphs if one[0] in paths):
         for name, make in (("onnxruntime", contestants.onnxruntime), ("OpenVINO", contestants.openvino)):
-            title = f"{name}, {form}, {precision}"
+            title = f"{name}, {form}"
             makers[Who(name=title)] = partial(make, paths[key], modalities, threads, title, precision)
     makers[Who(name="LiteRT, dense, fp32")] = partial(contestants.litert, paths["litert"], modalities, threads)
     if "unrolled" in paths:

@@ -106,7 +106,7 @@ STARTS = (
     Start(
         who=Who(name="onnxruntime, dense, int8", precision="int8"),
         code=_ONNXRUNTIME,
-        file="unrolled",
+        file="static",
         package="onnxruntime",
     ),
     Start(who=Who(name="OpenVINO, dense, fp32", precision="fp32"), code=_OPENVINO, file="dense", package="openvino"),

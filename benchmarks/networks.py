@@ -258,6 +258,40 @@ def write_plain(network: Network, folder: Path) -> None:
     save_weights(folder / "network.safetensors", network.model.state_dict(), epoch=0)
 
 
+def write_static(network: Network, dense: Path, path: Path) -> Path:
+    """The fp32 graph `dense` in int8 by onnxruntime's own quantizer: signed weights per channel, QDQ, its min-max.
+
+    Ranges are from as many rendered samples as ours, each with everything and with one modality.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    modalities, names = network.info.source.modalities, network.names
+    rows = samples_of(modalities, _RANGES.train)
+    alone = [{names[i % len(names)]: row[names[i % len(names)]]} for i, row in enumerate(rows)]
+    waiting = [decision_inputs(modalities, given) for given in (*rows, *alone)]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, NDArray[np.generic]] | None:
+            return waiting.pop() if waiting else None
+
+    prepared = path.with_suffix(".prepared.onnx")
+    # It advises against itself on the root logger.
+    with hushed():
+        quant_pre_process(str(dense), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    prepared.unlink()
+    return path
+
+
 def write_unrolled(artifact: Path, names: Sequence[str], path: Path) -> Path:
     """Our .onnx `artifact` as one dense graph: what its `If` branches hold runs always, masked by the input `present`.
 

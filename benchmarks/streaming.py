@@ -49,7 +49,7 @@ JOBS = (
     ),
     Job(who=Who(name="ours, .pte, fp32, fixed rate", ours=True, precision="fp32"), kind="ours", file="pte fp32"),
     Job(who=Who(name=PLAIN, precision="fp32"), kind="plain", file="dense"),
-    Job(who=Who(name="OpenCV + onnxruntime, dense, int8", precision="int8"), kind="plain", file="unrolled"),
+    Job(who=Who(name="OpenCV + onnxruntime, dense, int8", precision="int8"), kind="plain", file="static"),
     Job(
         who=Who(name="GStreamer + OpenCV + onnxruntime, dense, fp32", precision="fp32"), kind="gstreamer", file="dense"
     ),
