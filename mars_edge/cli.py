@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("mars_runtime.commands.serve:main", "the model in a browser, phone or desktop", ""),
     "predict": ("mars_runtime.commands.predict:main", "one decision from files", ""),
     "info": ("mars_runtime.commands.info:main", "what an artifact says; which engines are there", ""),
+    "profile": ("mars_runtime.commands.profile:main", "latency, memory and start-up on this device, honestly", ""),
     "verify": ("mars_runtime.commands.verify:main", "whether an artifact is whole", ""),
     "diff": ("mars_runtime.commands.diff:main", "what changed between two artifacts", ""),
     "data": ("mars_training.commands.data:main", "what a data set holds, lacks and leaks", "train"),

@@ -1,0 +1,41 @@
+"""Files that are whole or not there: written beside their place under another name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mars_edge.errors import UsageError
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Put `content` (text as UTF-8) at `path` in one step; a reader sees the old file or the new one.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def require_place(path: Path, flag: str) -> None:
+    """Refuse a file that could not be written in the end, before any work is done for it.
+
+    Raises:
+        UsageError: it is a folder, or its folder is missing or cannot be written to.
+    """
+    if not path.name or path.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {path}: no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{flag} {path}: folder {path.parent} cannot be written to")

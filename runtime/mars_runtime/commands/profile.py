@@ -1,0 +1,346 @@
+"""`mars-edge profile`: what one artifact takes on this device, for every subset of its sensors, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mars_edge import subsets
+from mars_edge.errors import UsageError
+from mars_edge.files import require_place, write_whole
+from mars_edge.manifest import Manifest
+from mars_edge.options import OneLineParser, positive, say
+from mars_runtime.commands.options import MOST_THREADS
+from mars_runtime.engines import Engine, open_engine
+from mars_runtime.engines.opening import engine_status
+from mars_runtime.models import find_model
+from mars_runtime.profiling import comparison, device, objectives, operators, picture, probe, report
+from mars_runtime.profiling.inputs import Input, from_files, generated
+from mars_runtime.profiling.rows import Record, curve_of, row_of
+from mars_runtime.profiling.schedule import MODES, Schedule, schedule_of
+from mars_runtime.profiling.session import Measured, measure
+from mars_runtime.profiling.statistics import paired_ratio, quantile
+from mars_runtime.profiling.timer import check_timer
+
+_EXAMPLE = "example: mars-edge profile --model face_antispoof.pte --mode quick --md profile.md"
+_WINDOW_S, _MINUTE_S = 5.0, 60.0
+_SUFFIXES = {"--json": (".json",), "--md": (".md",), "--picture": (".svg", ".png")}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, write what was asked for; 0, or 5 when an objective of --slo is missed.
+
+    Raises:
+        UsageError: the request is wrong, or --compare names an unlike run.
+    """
+    options, rest = _parser().parse_known_args(argv)
+    schedule = schedule_of(options.mode, warmup=options.warmup, runs=options.runs, min_seconds=options.min_seconds)
+    _require_places(options)
+    timer = check_timer()
+    with _Engines(options) as engines:
+        manifest = engines[0].manifest
+        wanted = _subsets(options.subsets, manifest)
+        labels = tuple(subsets.label(subset, manifest.names) for subset in wanted)
+        wished = objectives.parse(options.slo, labels) if options.slo else []
+        inputs = _inputs(options, rest, manifest)
+        made = _begin(options, schedule, engines, inputs, labels)
+        made["timer"] = asdict(timer)
+        base = _base(options, made)
+        measured = _measure(options, schedule, engines, inputs, wanted)
+        _add_rows(made, measured, engines, labels)
+    _add_processes(made, options)
+    made["operators"] = operators.describe(find_model(options.model), options.engine) if options.ops else None
+    _finish(made, options, base, wished)
+    _write(made, options)
+    return 0 if all(one["met"] for one in made["objectives"]) else 5
+
+
+class _Engines:
+    """The engine of --model, and that of --beside if there is one; closed together."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._opened: list[Engine] = []
+
+    def __enter__(self) -> list[Engine]:
+        files = [self._options.model, *([self._options.beside] if self._options.beside else [])]
+        try:
+            for file in files:
+                engine = self._options.engine if file == self._options.model else None
+                self._opened.append(open_engine(file, threads=self._options.threads, engine=engine))
+            _need_alike(self._opened)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._opened
+
+    def __exit__(self, *_: object) -> None:
+        for engine in self._opened:
+            engine.close()
+
+
+def _need_alike(engines: Sequence[Engine]) -> None:
+    first, *others = (engine.manifest for engine in engines)
+    for other in others:
+        if other.modalities != first.modalities:
+            raise UsageError(
+                f"--beside {other.name}: takes other inputs ({', '.join(other.names)}) than {first.name} "
+                f"({', '.join(first.names)}), or of another form"
+            )
+
+
+def _subsets(text: str, manifest: Manifest) -> list[tuple[str, ...]]:
+    """Small ones first; the last one is what objectives mean by default."""
+    if text == "all":
+        return list(subsets.all_subsets(manifest.names))
+    wanted = {subsets.parse(part, manifest.names) for part in text.split(",")}
+    return [subset for subset in subsets.all_subsets(manifest.names) if subset in wanted]
+
+
+def _inputs(options: argparse.Namespace, rest: Sequence[str], manifest: Manifest) -> dict[str, Input]:
+    """Files where `--NAME FILE` names them, generated samples else."""
+    given = _files(rest, manifest)
+    return {**generated(manifest, picture=options.picture_size, seed=options.seed), **from_files(manifest, given)}
+
+
+def _files(rest: Sequence[str], manifest: Manifest) -> dict[str, Path]:
+    flags = ", ".join(f"--{name}" for name in manifest.names)
+    found, words = {}, iter(rest)
+    for flag in words:
+        if not flag.startswith("--") or flag[2:] not in manifest.names:
+            raise UsageError(f"profile: unknown argument {flag!r}; {manifest.name} takes samples by: {flags}")
+        path = next(words, None)
+        if path is None or not Path(path).is_file():
+            raise UsageError(f"profile: {flag} {path or ''}: no such file".replace(" :", ":"))
+        found[flag[2:]] = Path(path)
+    return found
+
+
+def _begin(
+    options: argparse.Namespace,
+    schedule: Schedule,
+    engines: Sequence[Engine],
+    inputs: Mapping[str, Input],
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """All of the report that is known before anything is measured, so that an unlike comparison costs no time."""
+    manifest = engines[0].manifest
+    versions = {status.name: status.detail for status in engine_status()}
+    return {
+        **report.head(),
+        "artifact": _artifact(options.model, manifest),
+        "device": device.facts(),
+        "settings": {
+            "mode": schedule.mode,
+            "warmup": schedule.warmup,
+            "runs": schedule.runs,
+            "min_seconds": schedule.min_seconds,
+            "rate_hz": options.rate_hz or max(given.traits.rate_hz for given in inputs.values()),
+            "threads": options.threads,
+            "engine": engines[0].name,
+            "engine_version": versions.get(engines[0].name),
+            "subsets": list(labels),
+            "inputs": {name: f"{given.description}, {given.digest}" for name, given in inputs.items()},
+            "beside": None if len(engines) < 2 else _artifact(options.beside, engines[1].manifest)["sha256"],
+        },
+    }
+
+
+def _artifact(model: str, manifest: Manifest) -> dict[str, Any]:
+    path = find_model(model)
+    return report.artifact(path.name, path.read_bytes(), manifest)
+
+
+def _base(options: argparse.Namespace, made: Mapping[str, Any]) -> comparison.Report | None:
+    """The report of --compare, refused before the measurement where it is unlike."""
+    if options.compare is None:
+        return None
+    base = comparison.load(options.compare)
+    _need_like(base, made, options)
+    return base
+
+
+def _need_like(base: comparison.Report, made: Mapping[str, Any], options: argparse.Namespace) -> None:
+    unlike = comparison.differences(base, made)
+    if unlike and not options.force:
+        raise UsageError(f"--compare {options.compare}: unlike runs ({'; '.join(unlike)}); --force compares anyway")
+
+
+def _measure(
+    options: argparse.Namespace,
+    schedule: Schedule,
+    engines: Sequence[Engine],
+    inputs: Mapping[str, Input],
+    wanted: Sequence[Sequence[str]],
+) -> Measured:
+    with _Bar(options) as bar:
+        return measure(engines, inputs, wanted, schedule, read_conditions=device.conditions, progress=bar)
+
+
+class _Bar:
+    """A progress bar on stderr where that is a terminal, wiped in the end."""
+
+    _WIDTH = 40
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._shown = sys.stderr.isatty() and not options.quiet
+        self._begin_s = time.monotonic()
+
+    def __enter__(self) -> Callable[[float], None]:
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _show(self, share: float) -> None:
+        if self._shown:
+            done = round(share * self._WIDTH)
+            elapsed_s = time.monotonic() - self._begin_s
+            sys.stderr.write(f"\r[{'#' * done}{'.' * (self._WIDTH - done)}] {100 * share:3.0f} %  {elapsed_s:.0f} s")
+            sys.stderr.flush()
+
+
+def _add_rows(made: dict[str, Any], measured: Measured, engines: Sequence[Engine], labels: Sequence[str]) -> None:
+    deadline_ms = 1000.0 / made["settings"]["rate_hz"]
+    own = measured.records[0]
+    made["elapsed_s"] = round(measured.elapsed_s, 3)
+    made["conditions"] = {"start": measured.watch.start, "peak": measured.watch.peak, "end": measured.watch.end}
+    made["rows"] = [row_of(label, own[label], engines[0].manifest, deadline_ms) for label in labels]
+    made["beside"] = None
+    if len(engines) > 1:
+        other = measured.records[1]
+        made["beside"] = {
+            "rows": [row_of(label, other[label], engines[1].manifest, deadline_ms) for label in labels],
+            "ratios": [_ratio(label, own[label], other[label]) for label in labels],
+        }
+    made["sustained"] = _sustained(own[labels[-1]]) if made["settings"]["mode"] == "sustained" else None
+
+
+def _ratio(label: str, own: Record, other: Record) -> dict[str, Any]:
+    found = paired_ratio(own.total_ms, other.total_ms)
+    return {
+        "subset": label,
+        "p50_ms": quantile(own.total_ms, 0.5),
+        "beside_p50_ms": quantile(other.total_ms, 0.5),
+        "ratio": found.ratio,
+        "interval": [found.low, found.high],
+        "verdict": found.verdict,
+    }
+
+
+def _sustained(record: Record) -> dict[str, Any]:
+    """The first minute against the last one, and what lies between."""
+    at_s, total = record.at_s, record.total_ms
+    return {
+        "curve": curve_of(record, _WINDOW_S),
+        "first_minute_p50_ms": quantile(total[at_s < _MINUTE_S], 0.5),
+        "last_minute_p50_ms": quantile(total[at_s >= at_s[-1] - _MINUTE_S], 0.5),
+    }
+
+
+def _add_processes(made: dict[str, Any], options: argparse.Namespace) -> None:
+    """Start-up and memory, in processes of their own, one after the other."""
+    made["load"] = made["memory"] = None
+    if options.no_processes:
+        return
+    say("profile: start-up and memory, in processes of their own", options)
+    path = find_model(options.model)
+    given = ["--model", str(path)]
+    given += ["--threads", str(options.threads)] if options.threads else []
+    given += ["--engine", options.engine] if options.engine else []
+    made["load"] = probe.load_times(given, path)
+    made["memory"] = probe.memory_use(given)
+
+
+def _finish(
+    made: dict[str, Any],
+    options: argparse.Namespace,
+    base: comparison.Report | None,
+    wished: list[objectives.Objective],
+) -> None:
+    """Everything that is said about the finished numbers."""
+    if made["beside"] is not None:
+        # Opened a second time only for what the file says.
+        engine = open_engine(options.beside, self_test=False)
+        made["beside"]["artifact"] = _artifact(options.beside, engine.manifest)
+        engine.close()
+    made["comparison"] = None
+    if base is not None:
+        _need_like(base, made, options)
+        made["comparison"] = comparison.to_dict(base, made, options.compare, forced=options.force)
+    made["objectives"] = [
+        {"text": one.objective.text, "met": one.is_met, "value": one.value, "found": one.found}
+        for one in objectives.findings(wished, made)
+    ]
+
+
+def _write(made: Mapping[str, Any], options: argparse.Namespace) -> None:
+    document = json.dumps(made, indent=1, allow_nan=False) + "\n"
+    if options.json is not None:
+        write_whole(options.json, document)
+    if options.md is not None:
+        write_whole(options.md, report.as_markdown(made))
+    if options.picture is not None:
+        picture.write(made, options.picture)
+    print("\n".join(report.as_text(made)))
+
+
+def _require_places(options: argparse.Namespace) -> None:
+    for flag, suffixes in _SUFFIXES.items():
+        path = getattr(options, flag[2:])
+        if path is None:
+            continue
+        require_place(path, flag)
+        if path.suffix not in suffixes:
+            raise UsageError(f"{flag} {path}: ends in {path.suffix!r}; allowed: {', '.join(suffixes)}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(height, width) of WIDTHxHEIGHT."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and 8 <= int(width) <= 8192 and 8 <= int(height) <= 8192):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT of 8 to 8192 pixels, e.g. 640x480")
+    return int(height), int(width)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="mars-edge profile",
+        description=(
+            "Measure decisions of one artifact on this device: every subset of its sensors in turn, every stage, with "
+            "95 %% intervals; start-up and memory in processes of their own. Samples are generated, or files by --NAME FILE."
+        ),
+        epilog=_EXAMPLE,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
+    add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
+    add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256")
+    add("--beside", metavar="FILE", help="another artifact of the same inputs, e.g. its fp32 twin, measured in turn")
+    add("--mode", choices=MODES, default="standard", help="quick: 50 rounds; standard: 1024 and 60 s; sustained: minutes")
+    add("--warmup", type=positive(int, zero=True, most=10_000), default=3, metavar="N", help="rounds first (default 3)")
+    add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")
+    add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
+    add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
+    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="decisions that take longer than 1/HZ are missed")
+    add("--picture-size", type=_size, default=(480, 640), metavar="WxH", help="of generated pictures (default 640x480)")
+    add("--seed", type=positive(int, zero=True), default=0, help="of generated samples (default 0)")
+    add("--ops", action="store_true", help="per-operator detail where the runtime gives it")
+    add("--no-processes", action="store_true", help="leave start-up and memory out")
+    add("--compare", type=Path, metavar="BASE.json", help="an earlier report; refused when the runs are unlike")
+    add("--force", action="store_true", help="compare unlike runs all the same, and say so")
+    add("--slo", metavar="LIST", help="objectives, e.g. 'p90<=15ms,p99@rgb+ir<=20ms,rss<=200MB'; missed: exit 5")
+    add("--json", type=Path, metavar="FILE", help="write everything as one JSON object")
+    add("--md", type=Path, metavar="FILE", help="write tables in Markdown")
+    add("--picture", type=Path, metavar="FILE", help="write a picture, .svg or .png")
+    add("--quiet", action="store_true", help="nothing on stderr but errors")
+    return parser

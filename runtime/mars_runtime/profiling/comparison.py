@@ -1,0 +1,139 @@
+"""Two reports side by side: whether they may be compared at all, and what then differs.
+
+Each report bounds its own median by a 95 % interval. The ratio of two medians of different runs is bounded by the worst
+of both: it says less than two artifacts measured in turn (`--beside`), because a machine is not the same an hour later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mars_edge.errors import UsageError
+from mars_runtime.profiling.statistics import verdict
+
+SCHEMA_VERSION = 1
+
+Report = Mapping[str, Any]
+
+# What must be equal, in words: where it lies in the report.
+_ALIKE: dict[str, Sequence[str]] = {
+    "board": ("device", "board"),
+    "processor": ("device", "processor"),
+    "usable cores": ("device", "cores"),
+    "governor": ("device", "governor"),
+    "power mode": ("device", "power_mode"),
+    "threads": ("settings", "threads"),
+    "mode": ("settings", "mode"),
+    "target rate": ("settings", "rate_hz"),
+    "subsets": ("settings", "subsets"),
+    "inputs": ("settings", "inputs"),
+    "engine": ("settings", "engine"),
+    "engine's version": ("settings", "engine_version"),
+    "something beside it": ("settings", "beside"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRatio:
+    """This report's median total of one subset over the base's."""
+
+    subset: str
+    base_ms: float
+    this_ms: float
+    ratio: float
+    low: float | None
+    high: float | None
+
+    @property
+    def verdict(self) -> str:
+        """ "faster", "slower", "no difference", or "not known" where a report has too few decisions."""
+        return "not known" if self.low is None or self.high is None else verdict(self.low, self.high)
+
+
+def load(path: Path) -> Report:
+    """A report that `profile --json` wrote.
+
+    Raises:
+        UsageError: it cannot be read, is none, or is of another version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--compare {path}: {error.strerror}") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"--compare {path}: not JSON: {error}") from error
+    if not isinstance(report, dict) or report.get("kind") != "mars-edge profile":
+        raise UsageError(f"--compare {path}: is no report of `mars-edge profile --json`")
+    if report.get("schema") != SCHEMA_VERSION:
+        raise UsageError(f"--compare {path}: schema {report.get('schema')!r}, this version reads {SCHEMA_VERSION}")
+    return report
+
+
+def differences(base: Report, this: Report) -> list[str]:
+    """Why the two may not be compared, one line each; empty where they may."""
+    found = []
+    for what, path in _ALIKE.items():
+        was, now = _at(base, path), _at(this, path)
+        if was != now:
+            found.append(f"{what}: {_shown(was)} then, {_shown(now)} now")
+    for when, report in (("then", base), ("now", this)):
+        if (report.get("conditions") or {}).get("peak", {}).get("throttled"):
+            found.append(f"throttled: the device slowed itself down {when}")
+    return found
+
+
+def _at(report: Report, path: Sequence[str]) -> Any:
+    value: Any = report
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {part}" for key, part in value.items())
+    return "unknown" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def ratios(base: Report, this: Report) -> list[RowRatio]:
+    """By subset in both, in this report's order."""
+    before = {row["subset"]: row["stages"]["total"] for row in base["rows"]}
+    return [_ratio(row["subset"], before[row["subset"]], row["stages"]["total"]) for row in this["rows"]
+            if row["subset"] in before]  # fmt: skip
+
+
+def _ratio(subset: str, base: Mapping[str, Any], this: Mapping[str, Any]) -> RowRatio:
+    (base_low, base_high), (low, high) = base["p50_interval_ms"], this["p50_interval_ms"]
+    known = None not in (base_low, base_high, low, high)
+    return RowRatio(
+        subset=subset,
+        base_ms=base["p50_ms"],
+        this_ms=this["p50_ms"],
+        ratio=this["p50_ms"] / base["p50_ms"],
+        low=low / base_high if known else None,
+        high=high / base_low if known else None,
+    )
+
+
+def to_dict(base: Report, this: Report, path: Path, *, forced: bool) -> dict[str, Any]:
+    """The JSON object of a comparison; `forced` where the two are unlike and `--force` insisted."""
+    return {
+        "base": {"file": path.name, "artifact": base["artifact"]["sha256"], "t_utc": base["t_utc"]},
+        "forced": forced,
+        "unlike": differences(base, this),
+        "rows": [
+            {
+                "subset": r.subset,
+                "base_p50_ms": r.base_ms,
+                "p50_ms": r.this_ms,
+                "ratio": r.ratio,
+                "interval": [r.low, r.high],
+                "verdict": r.verdict,
+            }
+            for r in ratios(base, this)
+        ],
+    }

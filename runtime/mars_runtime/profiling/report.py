@@ -1,0 +1,262 @@
+"""What was measured, as one JSON object, and that object as text and as Markdown.
+
+The object is the only source: text and Markdown show nothing that is not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+from mars_edge import __version__
+from mars_edge.manifest import Manifest
+from mars_runtime.profiling.comparison import SCHEMA_VERSION
+from mars_runtime.text import NOTHING, amount, fact, percent, sentence, table
+
+KIND = "mars-edge profile"
+
+
+def artifact(file: str, data: bytes, manifest: Manifest) -> dict[str, Any]:
+    """What was profiled: identity, size, precision and what one decision with every sensor costs."""
+    whole = manifest.subset_costs.get("+".join(manifest.names))
+    return {
+        "name": manifest.name,
+        "file": file,
+        "format": file.rpartition(".")[2],
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "weight_bytes": sum(cost.weight_bytes for cost in manifest.costs.values()) if manifest.costs else None,
+        "macs": None if whole is None else whole.macs,
+        "experts": manifest.experts,
+        "active_experts": manifest.active_experts,
+    }
+
+
+def head() -> dict[str, Any]:
+    """Kind, versions and time of a report that is made now."""
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"kind": KIND, "schema": SCHEMA_VERSION, "tool_version": __version__, "t_utc": now}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a report, as shipped in the package."""
+    text = resources.files("mars_runtime").joinpath(f"schema/profile.v{SCHEMA_VERSION}.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def as_text(report: Mapping[str, Any]) -> list[str]:
+    """Lines of at most 100 columns."""
+    lines = _identity(report)
+    lines += ["", "decision, ms, by what is present"]
+    lines += table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]], align="<>>>>>>>>>")
+    lines += ["", "its stages, p50 in ms"]
+    lines += table(*_stage_table(report["rows"]), align="<" + ">" * len(report["rows"]))
+    lines += _beside_lines(report) + _sustained_lines(report) + _start_lines(report)
+    lines += _comparison_lines(report) + _objective_lines(report) + _operator_lines(report)
+    return lines
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The same numbers as tables."""
+    parts = [f"# Profile of {report['artifact']['file']}", ""]
+    parts += [f"- {key}: {value}" for key, value in _facts(report)]
+    parts += ["", *_markdown_table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]])]
+    parts += ["", "Stages, p50 in ms:", "", *_markdown_table(*_stage_table(report["rows"]))]
+    rest = (_beside_lines, _sustained_lines, _start_lines, _comparison_lines, _objective_lines, _operator_lines)
+    for lines in (make(report) for make in rest):
+        if lines:
+            parts += ["", "```", *(line for line in lines if line), "```"]
+    return "\n".join(parts) + "\n"
+
+
+_ROW_HEADER = ("present", "p50", "95 % interval", "p90", "p95", "p99", "max", "missed", "engine", "quality")
+
+
+def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    total = row["stages"]["total"]
+    outside = row["stages"]["outside_engine"]["p50_ms"]
+    quality = row["quality"]
+    words = NOTHING if quality is None else f"{quality['metric']} {percent(quality['value'])}"
+    if row["certified"] is False:
+        words += " abstains"
+    return (
+        row["subset"],
+        _ms(total["p50_ms"]),
+        _interval(total["p50_interval_ms"]),
+        *(_ms(total[f"{name}_ms"]) for name in ("p90", "p95", "p99", "max")),
+        f"{percent(row['misses'] / total['n'])} %",
+        f"{100.0 * (1.0 - outside / total['p50_ms']):.0f} %",
+        words,
+    )
+
+
+def _stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Stages down, subsets across; a stage that a subset does not run is "-"."""
+    stages: dict[str, None] = {}
+    for row in sorted(rows, key=lambda row: -len(row["stages"])):
+        stages |= dict.fromkeys(row["stages"])
+    header = ["stage", *(row["subset"] for row in rows)]
+    cells = [
+        [stage, *(_ms(row["stages"][stage]["p50_ms"]) if stage in row["stages"] else NOTHING for row in rows)]
+        for stage in stages
+    ]
+    return header, cells
+
+
+def _identity(report: Mapping[str, Any]) -> list[str]:
+    return [line for key, value in _facts(report) for line in fact(key, value)]
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    about, device, settings = report["artifact"], report["device"], report["settings"]
+    timer = report["timer"]
+    facts = [
+        ("artifact", f"{about['file']}, {about['precision']}, {amount(about['bytes'], 'B')}, sha256 {about['sha256'][:12]}, "
+                     f"{amount(about['macs'])} MACs"),
+        ("device", _device(device)),
+        ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {settings['threads'] or 'its own choice'}"),
+        ("run", f"{settings['mode']}: {report['rows'][-1]['stages']['total']['n']} rounds in {report['elapsed_s']:.0f} s after "
+                f"{settings['warmup']} of warm-up, {report['t_utc']}"),
+        ("input", "; ".join(f"{name}: {text}" for name, text in settings["inputs"].items())),
+        ("deadline", f"{settings['rate_hz']:g} Hz: {1000.0 / settings['rate_hz']:.1f} ms"),
+        ("timer", f"a wait of {timer['asked_ms']:g} ms was measured as {timer['measured_ms']:.3f} ms; "
+                  f"a reading costs {timer['overhead_ns']:.0f} ns"),
+        ("conditions", _conditions(report["conditions"])),
+    ]  # fmt: skip
+    return facts
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    parts = [device.get("board"), device.get("processor")]
+    named = list(dict.fromkeys(str(part) for part in parts if part))
+    return ", ".join([*named, f"{device.get('cores') or '?'} cores", f"governor {device.get('governor') or 'unknown'}",
+                      f"power mode {device.get('power_mode') or 'unknown'}",
+                      f"kernel {device.get('kernel') or 'unknown'}"])  # fmt: skip
+
+
+def _conditions(conditions: Mapping[str, Any]) -> str:
+    def one(now: Mapping[str, Any]) -> str:
+        hottest = now.get("hottest_c")
+        return "unknown" if hottest is None else f"{hottest:.0f} C"
+
+    throttled = conditions["peak"].get("throttled")
+    words = "unknown" if throttled is None else "yes" if throttled else "no"
+    temperatures = ", ".join(f"{when} {one(conditions[when])}" for when in ("start", "peak", "end"))
+    return f"temperature {temperatures}; throttled: {words}; load {conditions['start'].get('load')} at the start"
+
+
+def _beside_lines(report: Mapping[str, Any]) -> list[str]:
+    beside = report["beside"]
+    if beside is None:
+        if report["artifact"]["precision"] != "int8":
+            return []
+        return [
+            "",
+            *sentence("No other precision was measured beside it (--beside FILE): which is faster here is not known."),
+        ]
+    about = beside["artifact"]
+    cells = [
+        (
+            r["subset"],
+            _ms(r["p50_ms"]),
+            _ms(r["beside_p50_ms"]),
+            f"{r['ratio']:.2f}",
+            _interval(r["interval"]),
+            r["verdict"],
+        )
+        for r in beside["ratios"]
+    ]
+    title = f"{report['artifact']['file']} ({report['artifact']['precision']}) beside {about['file']} ({about['precision']}), in turn"
+    header = ("present", "this", "beside", "ratio", "95 % interval", "this is")
+    return ["", title, *table(header, cells, align="<>>>><")]
+
+
+def _sustained_lines(report: Mapping[str, Any]) -> list[str]:
+    sustained = report["sustained"]
+    if sustained is None:
+        return []
+    first, last = sustained["first_minute_p50_ms"], sustained["last_minute_p50_ms"]
+    return ["", f"sustained: p50 {_ms(first)} ms in the first minute, {_ms(last)} ms in the last ({last / first:.2f})"]
+
+
+def _start_lines(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    load, memory = report["load"], report["memory"]
+    if load is not None:
+        lines.append(
+            f"start: process to ready {load['process_to_ready_ms']:.0f} ms, model {load['model_warm_ms']:.1f} ms warm and "
+            f"{_or_unknown(load['model_cold_ms'])} cold, first decision {load['first_inference_ms']:.2f} ms"
+        )
+    if memory is not None:
+        sizes = (f"{when} {_or_unknown(memory[when]['rss_mb'], 'MB')}" for when in ("baseline", "loaded", "peak"))
+        lines.append(f"memory (RSS): {', '.join(sizes)}; grown by {_or_unknown(memory['grown_mb'], 'MB')} over "
+                     f"{memory['grown_over']} decisions; PSS at the end {_or_unknown(memory['peak']['pss_mb'], 'MB')}")  # fmt: skip
+    return ["", *lines] if lines else []
+
+
+def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
+    compared = report["comparison"]
+    if compared is None:
+        return []
+    cells = [
+        (
+            r["subset"],
+            _ms(r["base_p50_ms"]),
+            _ms(r["p50_ms"]),
+            f"{r['ratio']:.2f}",
+            _interval(r["interval"]),
+            r["verdict"],
+        )
+        for r in compared["rows"]
+    ]
+    title = f"against {compared['base']['file']} of {compared['base']['t_utc']}"
+    forced = [f"UNLIKE, compared by force: {why}" for why in compared["unlike"]]
+    header = ("present", "base", "this", "ratio", "bounds", "this is")
+    return ["", title, *forced, *table(header, cells, align="<>>>><")]
+
+
+def _objective_lines(report: Mapping[str, Any]) -> list[str]:
+    found = report["objectives"]
+    return (
+        ["", *(f"objective {'met' if one['met'] else 'MISSED'}: {one['text']}: {one['found']}" for one in found)]
+        if found
+        else []
+    )
+
+
+def _operator_lines(report: Mapping[str, Any]) -> list[str]:
+    operators = report["operators"]
+    if operators is None:
+        return []
+    title = [f"operators: {operators['reason']}"] if operators.get("reason") else ["operators"]
+    rows = [tuple(str(cell) for cell in row) for row in operators["rows"]]
+    return [
+        "",
+        *title,
+        *(table(operators["header"], rows, align="<" + ">" * (len(operators["header"]) - 1)) if rows else []),
+    ]
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10.0 else f"{value:.1f}"
+
+
+def _interval(ends: Sequence[float | None]) -> str:
+    low, high = ends
+    return f"{'?' if low is None else _ms(low)} to {'?' if high is None else _ms(high)}"
+
+
+def _or_unknown(value: float | None, unit: str = "ms") -> str:
+    return "unknown" if value is None else f"{value:.1f} {unit}"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
