@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mars_runtime.machine import processor_of, this_machine
-from mars_runtime.profiling import board, governor, thermal
+from mars_runtime.profiling import board, thermal
+from mars_runtime.profiling import governor as clock_rates
 from mars_runtime.profiling.host import Host
 
 
@@ -31,7 +32,7 @@ class Device:
     cores: int
     cores_present: int | None
     governor: str | None
-    clocks: tuple[governor.Clock, ...]
+    clocks: tuple[clock_rates.Clock, ...]
     turbo: bool | None
     power_mode: str | None
     ram_mb: float | None
@@ -45,7 +46,7 @@ class Device:
 def describe(host: Host | None = None) -> Device:
     """This device, or the one whose tree `host` holds; architecture, kernel, usable cores and Python are this one's."""
     host = host or Host()
-    clocks = governor.clocks(host)
+    clocks = clock_rates.clocks(host)
     memory = _memory_mb(host)
     cpuinfo = host.text("proc/cpuinfo")
     return Device(
@@ -55,9 +56,9 @@ def describe(host: Host | None = None) -> Device:
         architecture=platform.machine(),
         cores=this_machine().cores,
         cores_present=_cores_present(host),
-        governor=governor.governor(clocks),
+        governor=clock_rates.governor(clocks),
         clocks=clocks,
-        turbo=governor.turbo(host),
+        turbo=clock_rates.turbo(host),
         power_mode=board.power_mode(host),
         ram_mb=memory.get("MemTotal"),
         swap_mb=memory.get("SwapTotal"),
@@ -78,7 +79,7 @@ def conditions(host: Host | None = None, *, tools: bool = True) -> dict[str, Any
     host = host or Host()
     now = thermal.heat(host, tools=tools)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**asdict(now), "mhz": governor.frequencies_mhz(host), "load": load}
+    return {**asdict(now), "mhz": clock_rates.frequencies_mhz(host), "load": load}
 
 
 def slowed_down(start: Mapping[str, Any], peak: Mapping[str, Any], end: Mapping[str, Any]) -> bool | None:
