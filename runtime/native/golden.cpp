@@ -92,6 +92,12 @@ Golden read_golden(const Node& node, const Manifest& manifest) {
   node.need_keys({"inputs", "logits", "tolerance", "pixels"});
   Golden golden;
   golden.tolerance = node.at("tolerance").number();
+  if (!(golden.tolerance >= 0.0)) {
+    node.at("tolerance").refuse("a number from 0");
+  }
+  if (node.at("inputs").entries().size() != manifest.modalities.size()) {
+    node.at("inputs").refuse("an input of every modality and nothing else");
+  }
   for (const Modality& modality : manifest.modalities) {
     golden.samples[modality.name] = read_sample(node.at("inputs").at(modality.name), modality);
   }

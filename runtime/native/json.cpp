@@ -114,6 +114,12 @@ int32_t Node::whole(int32_t low) const {
   return value.get<int32_t>();
 }
 
+void Node::not_negative() const {
+  if (!value.is_number_integer() || value < 0) {
+    refuse("a whole number from 0");
+  }
+}
+
 double Node::number() const {
   if (!value.is_number()) {
     refuse("a number");

@@ -32,6 +32,7 @@ struct Node {
   std::string one_of(std::initializer_list<const char*> allowed) const;
   std::vector<std::string> texts() const;
   int32_t whole(int32_t low) const;
+  void not_negative() const;  // a whole number from 0, of any size
   double number() const;
   bool truth() const;
   Shape shape() const;  // a list of whole numbers from 1, at most 7 of them

@@ -1,80 +1,18 @@
 #include "manifest.h"
 
 #include <algorithm>
-#include <cmath>
 #include <set>
+#include <sstream>
 
 #include "error.h"
 #include "golden.h"
 #include "json.h"
+#include "modality.h"
 
 namespace mars {
 namespace {
 
 constexpr int32_t kSchemaVersion = 1;
-
-bool is_identifier(const std::string& name) {
-  auto follows = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'; };
-  return !name.empty() && name[0] >= 'a' && name[0] <= 'z' && std::all_of(name.begin(), name.end(), follows) &&
-         name != "none";
-}
-
-// As Python's round: halves go to the even neighbour, which is the processor's default.
-int32_t rounded(double value, const Node& node) {
-  const double whole = std::nearbyint(value);
-  if (!(whole >= 0.0 && whole <= INT32_MAX)) {
-    node.refuse("a number that gives a window of 0 to 2^31 samples");
-  }
-  return static_cast<int32_t>(whole);
-}
-
-double number_or(const Node& node, const char* key, double otherwise) {
-  return node.has(key) ? node.at(key).number() : otherwise;
-}
-
-Shape audio_shape(const Node& node) {
-  const double rate_hz = number_or(node, "rate_hz", 15.0);
-  const int32_t window = rounded(node.at("window_s").number() * rate_hz, node);
-  const int32_t frame = rounded(number_or(node, "frame_s", 0.032) * rate_hz, node);
-  if (frame < 2 || window < frame) {
-    node.refuse("a window_s of at least frame_s, and that of at least 2 samples");
-  }
-  const int32_t bands = node.has("mel_bands") ? node.at("mel_bands").whole(1) : 40;
-  return {1, bands, 1 + (window - frame) / (frame / 2)};
-}
-
-Shape sample_shape(const Node& node, const std::string& kind) {
-  if (kind == "audio") {
-    return audio_shape(node);
-  }
-  const int32_t channels = node.has("channels") ? node.at("channels").whole(1) : 1;
-  if (kind == "image") {
-    const Shape size = node.at("size").shape();
-    if (size.size() != 2) {
-      node.at("size").refuse("[height, width]");
-    }
-    return {channels, size[0], size[1]};
-  }
-  const int32_t length = node.at("length").whole(1);
-  if (kind == "vector") {
-    return {length};
-  }
-  return {kind == "text" ? 2 : channels, length};
-}
-
-Modality read_modality(const Node& node, const Node& features) {
-  node.need_keys({"name", "kind", "channels", "size", "dtype", "range", "rate_hz", "window_s", "mel_bands", "frame_s",
-                  "length", "vocabulary"});
-  Modality modality;
-  modality.name = node.at("name").text();
-  if (!is_identifier(modality.name)) {
-    node.at("name").refuse("a lower-case identifier");
-  }
-  modality.kind = node.at("kind").one_of({"image", "audio", "sequence", "vector", "text"});
-  modality.shape = sample_shape(node, modality.kind);
-  modality.feature = features.at(modality.name).shape();
-  return modality;
-}
 
 template <typename T>
 bool repeats(std::vector<T> values) {
@@ -85,7 +23,8 @@ void read_modalities(const Node& root, Manifest& manifest) {
   const Node features = root.at("feature_shapes");
   std::vector<std::string> names;
   for (const Node& node : root.at("modalities").items()) {
-    manifest.modalities.push_back(read_modality(node, features));
+    manifest.modalities.push_back(read_modality(node));
+    manifest.modalities.back().feature = features.at(manifest.modalities.back().name).shape();
     names.push_back(manifest.modalities.back().name);
   }
   if (names.empty() || repeats(names) || features.entries().size() != names.size()) {
@@ -93,8 +32,20 @@ void read_modalities(const Node& root, Manifest& manifest) {
   }
 }
 
+// Names and labels reach terminals and logs; UTF-8, whose bytes above ASCII are let through.
+void need_printable(const Node& node) {
+  const std::string text = node.text();
+  auto controls = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
+  if (text.empty() || std::any_of(text.begin(), text.end(), controls)) {
+    node.refuse("a text without control characters that is not empty");
+  }
+}
+
 void read_labels(const Node& root, Manifest& manifest) {
   manifest.labels = root.at("labels").texts();
+  for (const Node& label : root.at("labels").items()) {
+    need_printable(label);
+  }
   if (manifest.labels.size() < 2 || repeats(manifest.labels)) {
     root.at("labels").refuse("at least 2 different labels");
   }
@@ -140,13 +91,87 @@ void read_experts(const Node& root, Manifest& manifest) {
   }
 }
 
+void check_rate(const Node& node) {
+  node.need_keys({"value", "low", "high", "errors", "n"});
+  const double value = node.at("value").number(), low = node.at("low").number(), high = node.at("high").number();
+  if (!(0.0 <= low && low <= value && value <= high && high <= 1.0) ||
+      node.at("errors").whole(0) > node.at("n").whole(0)) {
+    node.refuse("0 <= low <= value <= high <= 1 and at most n errors");
+  }
+}
+
+void check_measured(const Node& node) {
+  const double value = node.at("value").number(), low = node.at("low").number(), high = node.at("high").number();
+  if (!(0.0 <= low && low <= value && value <= high && high <= 1.0)) {
+    node.refuse("0 <= low <= value <= high <= 1");
+  }
+  node.at("n").whole(0);
+  node.at("metric").text();
+  if (node.has("target")) {
+    node.at("target").number();
+  }
+  if (node.has("bpcer")) {
+    check_rate(node.at("bpcer"));
+  }
+  if (node.has("apcer")) {
+    for (const auto& [species, rate] : node.at("apcer").entries()) {
+      check_rate(rate);
+    }
+  }
+}
+
 OperatingPoint read_point(const Node& node) {
-  const OperatingPoint point{node.at("threshold").number(), number_or(node, "temperature", 1.0),
+  node.need_keys({"threshold", "metric", "value", "low", "high", "n", "certified", "target", "temperature", "bpcer",
+                  "apcer"});
+  check_measured(node);
+  const OperatingPoint point{node.at("threshold").number(),
+                             node.has("temperature") ? node.at("temperature").number() : 1.0,
                              node.at("certified").truth()};
   if (!(point.temperature > 0.0)) {
     node.at("temperature").refuse("a number above 0");
   }
   return point;
+}
+
+void check_cost(const Node& node) {
+  node.need_keys({"macs", "weight_bytes", "activation_bytes"});
+  node.at("macs").not_negative();
+  node.at("weight_bytes").not_negative();
+  if (node.has("activation_bytes")) {
+    node.at("activation_bytes").not_negative();
+  }
+}
+
+void check_costs(const Node& root, const Manifest& manifest) {
+  const std::vector<std::string> methods = manifest.methods();
+  if (root.has("costs")) {
+    const auto costs = root.at("costs").entries();
+    for (const auto& [method, node] : costs) {
+      if (std::find(methods.begin(), methods.end(), method) == methods.end() || costs.size() != methods.size()) {
+        root.at("costs").refuse("a cost of every method or none");
+      }
+      check_cost(node);
+    }
+  }
+  if (root.has("subset_costs")) {
+    for (const auto& [subset, node] : root.at("subset_costs").entries()) {
+      manifest.present(subset);
+      check_cost(node);
+    }
+  }
+}
+
+void check_requirement(const Node& node, const Manifest& manifest) {
+  std::string order;
+  for (const Modality& modality : manifest.modalities) {
+    order += "|" + modality.name + "|";
+  }
+  std::istringstream words(node.text() + "|");
+  for (std::string word; std::getline(words, word, '|');) {
+    if (order.find("|" + word + "|") == std::string::npos) {
+      node.refuse("names of modalities, joined by |");
+    }
+  }
 }
 
 void read_policy(const Node& root, Manifest& manifest) {
@@ -160,7 +185,15 @@ void read_policy(const Node& root, Manifest& manifest) {
   }
   const Node policy = root.at("policy");
   policy.need_keys({"require", "on_missing", "masking_faults"});
+  if (policy.has("masking_faults")) {
+    for (const Node& fault : policy.at("masking_faults").items()) {
+      fault.one_of({"dark", "saturated", "depth-invalid", "covered", "noise", "frozen?"});
+    }
+  }
   if (policy.has("require")) {
+    for (const Node& entry : policy.at("require").items()) {
+      check_requirement(entry, manifest);
+    }
     manifest.require = policy.at("require").texts();
   }
   if (policy.has("on_missing")) {
@@ -240,7 +273,13 @@ Manifest read_manifest(const std::string& document) {
                   "schema_version"});
   Manifest manifest;
   manifest.document = document;
+  need_printable(root.at("name"));
   manifest.name = root.at("name").text();
+  root.at("precision").one_of({"fp32", "fp16", "int8"});
+  root.at("provenance").entries();
+  if (root.has("logit_step") && !(root.at("logit_step").number() > 0.0)) {
+    root.at("logit_step").refuse("a number above 0");
+  }
   manifest.task = root.at("task").one_of({"classification", "segmentation"});
   read_labels(root, manifest);
   read_modalities(root, manifest);
@@ -248,6 +287,7 @@ Manifest read_manifest(const std::string& document) {
   manifest.logits_shape = logits_shape(manifest);
   read_experts(root, manifest);
   read_policy(root, manifest);
+  check_costs(root, manifest);
   if (root.has("golden")) {
     manifest.golden = read_golden(root.at("golden"), manifest);
   }
