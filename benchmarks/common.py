@@ -249,9 +249,9 @@ def _table_lines(table: Table) -> list[str]:
 
 
 def _matrix_lines(group: str, tables: Sequence[Table]) -> list[str]:
-    """Contestants by tables; a cell is the median and, in brackets, the ratio with its interval."""
+    """Contestants by tables; a cell is the median, then the ratio with its interval."""
     first = tables[0]
-    head = [f"{group}: {first.unit} (of {first.base}, 95 % interval)", *(table.title for table in tables)]
+    head = [f"{group}: {first.unit}; of {first.base} (95 % interval)", *(table.title for table in tables)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     cells = [{row.who.name: row for row in table.rows} for table in tables]
     for who in {row.who.name: row.who for table in tables for row in table.rows}.values():
@@ -263,7 +263,7 @@ def _matrix_lines(group: str, tables: Sequence[Table]) -> list[str]:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    return f"not measured: {row.reason}" if row.value is None else f"{number(row.value)} ({shown(row.ratio)})"
+    return f"not measured: {row.reason}" if row.value is None else f"{number(row.value)}; {shown(row.ratio)}"
 
 
 def _best_line(duel: Duel) -> str:

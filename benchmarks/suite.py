@@ -6,8 +6,8 @@
 Each part runs in processes of its own, with as many threads as its title says; inside a part all contestants take
 turns. Results are kept in the JSON file: with --only, the parts that were not run stay as they were there. The
 Markdown is made of that file alone and put between two marker lines of FILE, at its end where it has none. Without
---run, weights are random: time does not depend on them but through the experts that they choose. About 20 minutes on
-two cores.
+--run, weights are random: time does not depend on them but through the experts that they choose. Less than 20
+minutes on two cores.
 """
 
 from __future__ import annotations
