@@ -23,7 +23,7 @@ from contract.facts_cases import facts_cases
 from contract.health_cases import health_cases, limits_cases
 from contract.loop_cases import loop_cases
 from contract.manifest_cases import artifact_cases, manifest_cases
-from contract.policy_cases import gates_cases, model_cases, policy_cases, skew_cases
+from contract.policy_cases import critical_cases, gates_cases, model_cases, policy_cases, skew_cases
 from contract.preprocess_cases import preprocess_cases
 
 FOLDER = Path(__file__).parent / "vectors"
@@ -34,6 +34,7 @@ VECTORS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "health": health_cases,
     "gates": gates_cases,
     "skew": skew_cases,
+    "critical": critical_cases,
     "models": model_cases,
     "policy": policy_cases,
     "loop": loop_cases,

@@ -35,7 +35,7 @@ _FITTING: dict[str, NDArray[Any]] = {
 _UNFIT = np.zeros((2, 2, 2, 2), np.uint8)
 # What a sensor does in a run of decisions: by sensor, what it gives before decision number i.
 Script = Mapping[str, "list[str]"]
-Case = tuple[str, Policy, Script]
+Case = tuple[str, Policy, Script, float]
 
 
 def loop_cases() -> list[dict[str, Any]]:
@@ -83,13 +83,12 @@ class _Engine:
         """See `Engine.close`."""
 
 
-def _case(name: str, policy: Policy, script: Script) -> dict[str, Any]:
+def _case(name: str, policy: Policy, script: Script, latch_s: float) -> dict[str, Any]:
     now_s = _START_S
     engine = _Engine(small_manifest(policy=policy))
     feeds = {sensor: _Feed() for sensor in script if sensor != "loop"}
-    pipeline = Pipeline(
-        engine, feeds, Settings(policy=policy, gather_s=0.0), doorbell=Doorbell(), clock=lambda: now_s, utc=lambda: 0.0
-    )
+    settings = Settings(policy=policy, gather_s=0.0, latch_s=latch_s)
+    pipeline = Pipeline(engine, feeds, settings, doorbell=Doorbell(), clock=lambda: now_s, utc=lambda: 0.0)
     pipeline.start()
     steps = []
     for index in range(max(map(len, script.values()))):
@@ -111,7 +110,8 @@ def _case(name: str, policy: Policy, script: Script) -> dict[str, Any]:
                 "decision": _told(decision),
             }
         )
-    return {"name": name, "policy": _policy(policy), "started_s": _START_S, "rate_hz": _RATE_HZ, "steps": steps}
+    table = {"name": name, "policy": _policy(policy), "latch_s": latch_s}
+    return table | {"started_s": _START_S, "rate_hz": _RATE_HZ, "steps": steps}
 
 
 def _policy(policy: Policy) -> dict[str, Any]:
@@ -162,10 +162,21 @@ def _told(decision: Decision) -> dict[str, Any]:
         "verdict": decision.outcome.verdict,
         "reason": decision.outcome.reason,
         "age_ms": decision.age_ms,
+        "alarm": list(decision.alarm),
     }
 
 
 def _cases() -> Iterator[Case]:
+    for name, policy, script in _scripts():
+        yield name, policy, script, 0.0
+    good, required = ["good"] * 60, Policy(require=("depth|ir",))
+    lost = [*good[:3], *[""] * 14, *good[:20]]
+    script = {"rgb": good[:37], "depth": lost, "ir": good[:37]}
+    yield "the loss of a required sensor is an alarm", required, script, 0.0
+    yield "the loss of a required sensor holds decisions back", required, script, 1.0
+
+
+def _scripts() -> Iterator[tuple[str, Policy, Script]]:
     plain, strict = Policy(), Policy(require=("depth|ir",), on_missing="fail_closed")
     masking = Policy(masking_faults=("dark",))
     good = ["good"] * 60
@@ -204,11 +215,11 @@ def _cases() -> Iterator[Case]:
     yield from _chance()
 
 
-def _chance() -> Iterator[Case]:
+def _chance() -> Iterator[tuple[str, Policy, Script]]:
     words = ("good", "good", "good", "good", "", "dark", "repeated")
     for seed in range(3):
         random = np.random.default_rng(1100 + seed)
-        script = {name: _runs(random, words) for name in ("rgb", "depth", "ir")}
+        script: Script = {name: _runs(random, words) for name in ("rgb", "depth", "ir")}
         policy = replace(Policy(), masking_faults=("dark",) if seed % 2 else ())
         yield f"chance {seed}", policy, script
 

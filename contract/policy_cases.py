@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from contract.manifest_cases import small_manifest
+from mars_edge import subsets
 from mars_edge.gates import top_k_gates
-from mars_edge.manifest import Manifest, Policy
-from mars_runtime import policy, skew
+from mars_edge.manifest import Manifest, OperatingPoint, Policy
+from mars_edge.metrics import rate
+from mars_runtime import downgrade, policy, skew
 from mars_runtime.limits import Limits
 from mars_runtime.skew import Stamp
 
@@ -67,6 +69,42 @@ def models() -> dict[str, Manifest]:
 def model_cases() -> list[dict[str, Any]]:
     """Those manifests as text."""
     return [{"name": name, "text": manifest.to_json()} for name, manifest in models().items()]
+
+
+def critical_cases() -> list[dict[str, Any]]:
+    """Manifests, and the sensors whose loss is an alarm: required, or letting more attacks in when covered."""
+    rates: dict[str, dict[str, Any]] = {
+        "equal everywhere": {},
+        "worse without ir": {"rgb+depth": (8, 1)},
+        "worse without ir by another species": {"rgb+depth": (1, 9)},
+        "worse without ir, which may not decide then": {"rgb+depth": (30, 30, False)},
+        "better without depth": {"rgb+depth+ir": (9, 9), "rgb+ir": (1, 1)},
+        "the whole may not decide": {"rgb+depth+ir": (0, 0, False)},
+        "nothing is measured of it": {"rgb+depth": None},
+    }
+    return [_critical(name, changes, policy) for name, changes in rates.items() for policy in _POLICIES[:2]]
+
+
+def _critical(name: str, changes: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+    labels = [subsets.label(s, ("rgb", "depth", "ir")) for s in subsets.all_subsets(("rgb", "depth", "ir"))]
+    points = {label: _measured(*((5, 5) if label not in changes else changes[label] or ())) for label in labels}
+    manifest = small_manifest(operating_points=points, policy=Policy())
+    critical = list(downgrade.critical_sensors(manifest, policy))
+    return {
+        "name": f"{name}, {policy.require}",
+        "text": manifest.to_json(),
+        "policy": asdict(policy),
+        "critical": critical,
+    }
+
+
+def _measured(prints: int | None = None, masks: int | None = None, certified: bool = True) -> OperatingPoint:
+    """An operating point with so many of 50 attacks of each species accepted; none measured by default."""
+    found = {"print": prints, "mask": masks}
+    return OperatingPoint(
+        threshold=0.5, metric="acer", value=0.1, low=0.0, high=0.2, n=100, certified=certified,
+        apcer={species: rate(errors, 50) for species, errors in found.items() if errors is not None},
+    )  # fmt: skip
 
 
 def policy_cases() -> list[dict[str, Any]]:

@@ -170,6 +170,8 @@ def test_it_can_be_used_by_keyboard_alone(seen: Any) -> None:
     page.keyboard.press("Space")
     until(page, lambda: state(page, "depth") == "missing: disconnected", 10.0)
     assert page.get_attribute('[data-sensor="depth"] [data-fault="unplug"]', "aria-pressed") == "true"
+    # Covering depth lets more attacks in, as the model was measured.
+    assert page.text_content("#alarm") == "alarm: depth was used before and is missing"
     page.keyboard.press("Space")
     until(page, lambda: state(page, "depth").startswith("ok"), 15.0)
 
@@ -343,3 +345,17 @@ def test_several_threads_share_memory_where_there_are_processors(web: Any, brows
         urls = [worker.url.rsplit("/", 1)[1] for worker in visit.page.workers]
         assert urls == ["worker.js", "ort-wasm-simd-threaded.mjs"]
         until(visit.page, lambda: present(visit.page) == "rgb+depth+ir", 20.0)
+
+
+def test_the_example_for_a_page_of_ones_own_runs(web: Any, browser: Any, address: str) -> None:
+    text = (ROOT / "runtime/web/README.md").read_text("utf-8")
+    example = text.split("```js\n")[1].split("```")[0].replace("./face_antispoof.onnx", "./model")
+    start, _, body = example.partition("\n")
+    loaded = start.replace("import {", "const {").replace("} from ", "} = await import(").replace(";", ");")
+    with web.visit(browser) as visit:
+        visit.page.goto(f"{address}icon.svg")
+        prepare = "const pixels = new Uint8Array(480 * 640).fill(90);"
+        script = f"async () => {{ {prepare} {loaded}\n{body}\nreturn [logits.length, experts.length]; }}"
+        assert visit.page.evaluate(script) == [2, 2]
+        # For a picture opened by itself the browser asks for /favicon.ico.
+        visit.strange.clear()

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { fromBase64, type Sample } from "../src/core/arrays";
 import { manifestText, verify } from "../src/core/artifact";
+import { criticalSensors } from "../src/core/downgrade";
 import { UsageError, ModelFileError } from "../src/core/errors";
 import { FactFinder } from "../src/core/facts";
 import { topKGates } from "../src/core/gates";
@@ -191,4 +192,16 @@ describe("policy", () => {
     if (wanted === null) expect(score).toBeNull();
     else expect(score).toBeCloseTo(wanted as number, 12);
   });
+});
+
+interface CriticalCase {
+  name: string;
+  text: string;
+  policy: PolicyCase["policy"];
+  critical: string[];
+}
+
+test.each(vectors<CriticalCase>("critical"))("critical sensors: $name", ({ text, policy, critical }) => {
+  const wanted = { require: policy.require, onMissing: policy.on_missing, maskingFaults: policy.masking_faults };
+  expect(criticalSensors(manifestFrom(text), wanted)).toEqual(critical);
 });

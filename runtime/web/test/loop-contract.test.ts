@@ -23,12 +23,14 @@ interface Step {
     verdict: string;
     reason: string | null;
     age_ms: number | null;
+    alarm: string[];
   };
 }
 
 interface Case {
   name: string;
   policy: { require: string[]; on_missing: OnMissing; masking_faults: string[] };
+  latch_s: number;
   started_s: number;
   rate_hz: number;
   steps: Step[];
@@ -66,13 +68,13 @@ class NotingEngine implements Engine {
 }
 
 describe("the decision loop", () => {
-  test.each(vectors<Case>("loop"))("$name", async ({ policy, started_s, rate_hz, steps }) => {
+  test.each(vectors<Case>("loop"))("$name", async ({ policy, latch_s, started_s, rate_hz, steps }) => {
     let nowS = started_s;
     const engine = new NotingEngine(MANIFEST);
     const wanted = { require: policy.require, onMissing: policy.on_missing, maskingFaults: policy.masking_faults };
     const refused: string[] = [];
     const timing = { ...PAGE_TIMING, clock: () => nowS };
-    const pipeline = new Pipeline(engine, wanted, (name, message) => refused.push(`${name}: ${message}`), timing);
+    const pipeline = new Pipeline(engine, wanted, (name, message) => refused.push(`${name}: ${message}`), timing, latch_s);
     const traits: Traits = { description: "contract", rateHz: rate_hz, raw: true, startGraceS: 1 };
     const boxes = Object.fromEntries(Object.keys(steps[0]!.given).map((name) => [name, new Mailbox()]));
     for (const [name, mailbox] of Object.entries(boxes)) pipeline.connect(name, { source: { traits }, mailbox, lastError: null });
@@ -80,10 +82,10 @@ describe("the decision loop", () => {
       nowS = step.now_s;
       [engine.failing, engine.asked] = [step.engine_fails, null];
       for (const [name, { events, fits }] of Object.entries(step.given)) deliver(boxes[name]!, name, events, fits);
-      const { subset, modalities, outcome, ageMs } = await pipeline.decide(step.excused_s);
+      const { subset, modalities, outcome, ageMs, alarm } = await pipeline.decide(step.excused_s);
       const told = Object.entries(modalities).map(([name, { status, reason, ageS }]) => [name, { status, reason, age_s: ageS }]);
       expect({ at: nowS, asked: engine.asked }).toEqual({ at: nowS, asked: step.asked });
-      expect({ at: nowS, subset, modalities: Object.fromEntries(told), verdict: outcome.verdict, reason: outcome.reason, age_ms: ageMs })
+      expect({ at: nowS, subset, modalities: Object.fromEntries(told), verdict: outcome.verdict, reason: outcome.reason, age_ms: ageMs, alarm })
         .toEqual({ at: nowS, ...step.decision });
     }
     expect(refused).toEqual([]);

@@ -14,6 +14,8 @@ export interface OperatingPoint {
   readonly value: number;
   readonly certified: boolean;
   readonly temperature: number;
+  /** Accepted share of the test samples of each attack species. */
+  readonly apcer: Readonly<Record<string, { readonly value: number }>>;
 }
 
 export type OnMissing = "continue" | "abstain" | "fail_closed";

@@ -1,5 +1,6 @@
 /** The decision loop: samples in, health says who is present, only they are encoded, one decision out. */
 import type { Tensor } from "../core/arrays";
+import { CALM, criticalSensors, holding, watched } from "../core/downgrade";
 import { EngineError, UsageError } from "../core/errors";
 import type { Expert } from "../core/gates";
 import type { Summary } from "../core/health";
@@ -24,6 +25,8 @@ export interface Decision {
   readonly latencyMs: Readonly<Record<string, number>>;
   /** Age of the oldest sample used; null if none was. */
   readonly ageMs: number | null;
+  /** Sensors that liveness depends on, that were used before in this session, and that are missing now. */
+  readonly alarm: readonly string[];
 }
 
 const RATE_LIMIT_HZ = 60;
@@ -34,6 +37,8 @@ const NOT_CONFIGURED: Summary = { status: "missing", reason: "not configured", a
 export class Pipeline {
   private readonly tracks = new Map<string, Track>();
   private readonly stopping = new AbortController();
+  private readonly critical: readonly string[];
+  private watch = CALM;
   private seq = 0;
   private failures = 0;
 
@@ -43,7 +48,11 @@ export class Pipeline {
     /** Told of a sensor whose first sample does not fit its modality; it is no longer followed. */
     private readonly refused: (name: string, message: string) => void,
     private readonly timing: Timing = PAGE_TIMING,
-  ) {}
+    /** How long no decision is made after a sensor that liveness depends on went missing. */
+    private readonly latchS = 0,
+  ) {
+    this.critical = criticalSensors(engine.manifest, policy);
+  }
 
   /** Follow a sensor from now on, in the place of any other that feeds the modality; null: none feeds it. */
   connect(name: string, feed: Feed | null): void {
@@ -183,7 +192,10 @@ export class Pipeline {
       return [name, name in apart ? { ...found, status: "missing", reason: "skew", evidence: apart[name]! } : found];
     });
     const used = present.flatMap((name) => followed.get(name)!.featureShownS ?? []);
-    const outcome = decide(manifest, this.policy, present, inference?.logits ?? null, { held: failure });
+    const reasons = Object.fromEntries(modalities.map(([name, { reason }]) => [name, reason]));
+    this.watch = watched(this.watch, this.critical, present, reasons, endS, this.latchS);
+    const held = failure ?? holding(this.watch, this.latchS);
+    const outcome = decide(manifest, this.policy, present, inference?.logits ?? null, { held });
     this.seq += 1;
     return {
       seq: this.seq - 1,
@@ -196,6 +208,7 @@ export class Pipeline {
         ...inference?.latencyMs,
         total: 1000 * (endS - beginS),
       },
+      alarm: this.watch.missing,
       ageMs: used.length === 0 ? null : 1000 * (endS - Math.min(...used)),
     };
   }

@@ -160,6 +160,7 @@ function show(decision: Decision): void {
   part("word").className = outcome.verdict;
   part("why").textContent = outcome.reason ?? words(decision);
   part("subset").textContent = `present: ${decision.subset}`;
+  part("alarm").textContent = decision.alarm.length === 0 ? "" : `alarm: ${decision.alarm.join(", ")} was used before and is missing`;
   for (const [name, summary] of Object.entries(modalities)) {
     cards.get(name)?.show(summary, session?.latest(name) ?? null, session?.error(name) ?? null);
   }
