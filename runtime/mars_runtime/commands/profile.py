@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _begin(
     return {
         **report.head(),
         "artifact": _artifact(options.model, manifest),
-        "device": device.facts(),
+        "device": asdict(device.describe()),
         "settings": {
             "mode": schedule.mode,
             "warmup": schedule.warmup,
@@ -179,8 +180,9 @@ def _measure(
     inputs: Mapping[str, Input],
     wanted: Sequence[Sequence[str]],
 ) -> Measured:
+    read = partial(device.conditions, tools=False)
     with _Bar(options) as bar:
-        return measure(engines, inputs, wanted, schedule, read_conditions=device.conditions, progress=bar)
+        return measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
 
 
 class _Bar:
@@ -212,7 +214,13 @@ def _add_rows(made: dict[str, Any], measured: Measured, engines: Sequence[Engine
     deadline_ms = 1000.0 / made["settings"]["rate_hz"]
     own = measured.records[0]
     made["elapsed_s"] = round(measured.elapsed_s, 3)
-    made["conditions"] = {"start": measured.watch.start, "peak": measured.watch.peak, "end": measured.watch.end}
+    watch = measured.watch
+    made["conditions"] = {
+        "start": watch.start,
+        "peak": watch.peak,
+        "end": watch.end,
+        "slowed_down": device.slowed_down(watch.start, watch.peak, watch.end),
+    }
     made["rows"] = [row_of(label, own[label], engines[0].manifest, deadline_ms) for label in labels]
     made["beside"] = None
     if len(engines) > 1:
@@ -316,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mars-edge profile",
         description=(
             "Measure decisions of one artifact on this device: every subset of its sensors in turn, every stage, with "
-            "95 %% intervals; start-up and memory in processes of their own. Samples are generated, or files by --NAME FILE."
+            "95 %% intervals; start-up and memory in processes of their own. Samples are generated, or --NAME FILE."
         ),
         epilog=_EXAMPLE,
         allow_abbrev=False,
@@ -326,12 +334,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
     add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256")
     add("--beside", metavar="FILE", help="another artifact of the same inputs, e.g. its fp32 twin, measured in turn")
-    add("--mode", choices=MODES, default="standard", help="quick: 50 rounds; standard: 1024 and 60 s; sustained: minutes")
+    add("--mode", choices=MODES, default="standard", help="quick: 50 rounds; standard: 1024, 60 s; sustained: minutes")
     add("--warmup", type=positive(int, zero=True, most=10_000), default=3, metavar="N", help="rounds first (default 3)")
     add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")
     add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
     add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
-    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="decisions that take longer than 1/HZ are missed")
+    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="a decision longer than 1/HZ counts as missed")
     add("--picture-size", type=_size, default=(480, 640), metavar="WxH", help="of generated pictures (default 640x480)")
     add("--seed", type=positive(int, zero=True), default=0, help="of generated samples (default 0)")
     add("--ops", action="store_true", help="per-operator detail where the runtime gives it")

@@ -81,7 +81,7 @@ def differences(base: Report, this: Report) -> list[str]:
         if was != now:
             found.append(f"{what}: {_shown(was)} then, {_shown(now)} now")
     for when, report in (("then", base), ("now", this)):
-        if (report.get("conditions") or {}).get("peak", {}).get("throttled"):
+        if (report.get("conditions") or {}).get("slowed_down"):
             found.append(f"throttled: the device slowed itself down {when}")
     return found
 

@@ -115,22 +115,21 @@ def _identity(report: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    about, device, settings = report["artifact"], report["device"], report["settings"]
-    timer = report["timer"]
-    facts = [
-        ("artifact", f"{about['file']}, {about['precision']}, {amount(about['bytes'], 'B')}, sha256 {about['sha256'][:12]}, "
-                     f"{amount(about['macs'])} MACs"),
+    about, device, settings, timer = (report[key] for key in ("artifact", "device", "settings", "timer"))
+    rounds = report["rows"][-1]["stages"]["total"]["n"]
+    size, macs = amount(about["bytes"], "B"), amount(about["macs"])
+    threads = settings["threads"] or "its own choice"
+    return [
+        ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, {macs} MACs"),
         ("device", _device(device)),
-        ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {settings['threads'] or 'its own choice'}"),
-        ("run", f"{settings['mode']}: {report['rows'][-1]['stages']['total']['n']} rounds in {report['elapsed_s']:.0f} s after "
-                f"{settings['warmup']} of warm-up, {report['t_utc']}"),
+        ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {threads}"),
+        ("run", f"{settings['mode']}: {rounds} rounds in {report['elapsed_s']:.0f} s, {report['t_utc']}"),
         ("input", "; ".join(f"{name}: {text}" for name, text in settings["inputs"].items())),
         ("deadline", f"{settings['rate_hz']:g} Hz: {1000.0 / settings['rate_hz']:.1f} ms"),
-        ("timer", f"a wait of {timer['asked_ms']:g} ms was measured as {timer['measured_ms']:.3f} ms; "
+        ("timer", f"{timer['asked_ms']:g} ms waited are {timer['measured_ms']:.3f} ms measured; "
                   f"a reading costs {timer['overhead_ns']:.0f} ns"),
         ("conditions", _conditions(report["conditions"])),
     ]  # fmt: skip
-    return facts
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -146,10 +145,11 @@ def _conditions(conditions: Mapping[str, Any]) -> str:
         hottest = now.get("hottest_c")
         return "unknown" if hottest is None else f"{hottest:.0f} C"
 
-    throttled = conditions["peak"].get("throttled")
-    words = "unknown" if throttled is None else "yes" if throttled else "no"
+    slowed = conditions["slowed_down"]
+    words = "unknown" if slowed is None else "yes" if slowed else "no"
+    load = _or_unknown(conditions["start"].get("load"), "").strip()
     temperatures = ", ".join(f"{when} {one(conditions[when])}" for when in ("start", "peak", "end"))
-    return f"temperature {temperatures}; throttled: {words}; load {conditions['start'].get('load')} at the start"
+    return f"temperature {temperatures}; throttled: {words}; load {load} at the start"
 
 
 def _beside_lines(report: Mapping[str, Any]) -> list[str]:
@@ -173,7 +173,8 @@ def _beside_lines(report: Mapping[str, Any]) -> list[str]:
         )
         for r in beside["ratios"]
     ]
-    title = f"{report['artifact']['file']} ({report['artifact']['precision']}) beside {about['file']} ({about['precision']}), in turn"
+    this = report["artifact"]
+    title = f"{this['file']} ({this['precision']}) beside {about['file']} ({about['precision']}), in turn"
     header = ("present", "this", "beside", "ratio", "95 % interval", "this is")
     return ["", title, *table(header, cells, align="<>>>><")]
 
@@ -190,14 +191,15 @@ def _start_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     load, memory = report["load"], report["memory"]
     if load is not None:
-        lines.append(
-            f"start: process to ready {load['process_to_ready_ms']:.0f} ms, model {load['model_warm_ms']:.1f} ms warm and "
-            f"{_or_unknown(load['model_cold_ms'])} cold, first decision {load['first_inference_ms']:.2f} ms"
-        )
+        model = f"{load['model_warm_ms']:.1f} ms warm, {_or_unknown(load['model_cold_ms'])} cold"
+        ready, first = load["process_to_ready_ms"], load["first_inference_ms"]
+        lines.append(f"start: process to ready {ready:.0f} ms, model {model}, first decision {first:.2f} ms")
     if memory is not None:
-        sizes = (f"{when} {_or_unknown(memory[when]['rss_mb'], 'MB')}" for when in ("baseline", "loaded", "peak"))
-        lines.append(f"memory (RSS): {', '.join(sizes)}; grown by {_or_unknown(memory['grown_mb'], 'MB')} over "
-                     f"{memory['grown_over']} decisions; PSS at the end {_or_unknown(memory['peak']['pss_mb'], 'MB')}")  # fmt: skip
+        sizes = ", ".join(
+            f"{when} {_or_unknown(memory[when]['rss_mb'], 'MB')}" for when in ("baseline", "loaded", "peak")
+        )
+        grown, pss = _or_unknown(memory["grown_mb"], "MB"), _or_unknown(memory["peak"]["pss_mb"], "MB")
+        lines.append(f"memory (RSS): {sizes}; {grown} more over {memory['grown_over']} decisions; PSS at the end {pss}")
     return ["", *lines] if lines else []
 
 

@@ -1,0 +1,450 @@
+"""Profiles: what is measured, what is said about it, and which comparisons are refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from mars_edge.errors import EngineError, MarsEdgeError, UsageError
+from mars_edge.subsets import all_subsets, label
+from mars_runtime.commands.profile import main
+from mars_runtime.engines import Inference
+from mars_runtime.profiling import comparison, objectives, report, schedule
+from mars_runtime.profiling.inputs import generated
+from mars_runtime.profiling.rows import Record, curve_of, histogram, row_of
+from mars_runtime.profiling.schedule import order_of, run_rounds, schedule_of
+from mars_runtime.profiling.session import measure
+from mars_runtime.profiling.statistics import Resampling, distribution, independent, paired_ratio
+from mars_runtime.profiling.subject import Subject, Timed
+from mars_runtime.profiling.timer import busy_wait, check_timer
+from tests.fake_engine import FakeEngine, manifest, point
+
+# statistics
+
+
+def bursts(generator: np.random.Generator, n: int, length: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Times whose noise comes in bursts, as on a shared machine."""
+    level = np.repeat(generator.exponential(1.0, n // length + 1), length)[:n]
+    times: np.ndarray[Any, np.dtype[np.float64]] = 10.0 + level + generator.normal(0.0, 0.05, n)
+    return times
+
+
+@pytest.mark.parametrize("length", [1, 5, 20])
+@pytest.mark.parametrize(("name", "share"), [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)])
+def test_intervals_of_repeated_runs_hold_the_true_quantile_as_often_as_they_say(
+    name: str, share: float, length: int
+) -> None:
+    generator = np.random.default_rng(1)
+    truth = float(np.quantile(bursts(np.random.default_rng(2), 1_000_000, length), share))
+    found = [distribution(bursts(generator, 3000, length)).intervals[name] for _ in range(40)]
+    held = [(i.low is None or i.low <= truth) and (i.high is None or truth <= i.high) for i in found]
+    # Of 40 intervals of 95 %, 38 on average.
+    assert sum(held) >= 35
+    # An interval without ends would hold everything.
+    assert length == 20 or all(i.low is not None and i.high is not None for i in found)
+
+
+def test_bursts_count_once_and_independent_times_each() -> None:
+    generator = np.random.default_rng(6)
+    single, long = (bursts(generator, 4000, length) > 10.7 for length in (1, 20))
+    assert independent(single) > 3200
+    assert 120 < independent(long) < 320
+
+
+def test_too_few_times_do_not_bound_a_high_quantile() -> None:
+    found = distribution(np.random.default_rng(0).permutation(np.linspace(1.0, 2.0, 50)))
+    assert found.intervals["p99"].high is None
+    assert found.intervals["p50"].low is not None and found.intervals["p50"].high is not None
+
+
+def test_quantiles_are_times_that_were_measured_and_in_order() -> None:
+    times = np.random.default_rng(3).exponential(1.0, 501)
+    found = distribution(times)
+    points = [found.min, found.p50, found.p90, found.p95, found.p99, found.max]
+    assert points == sorted(points)
+    assert set(points) <= set(times)
+    assert found.p50 == np.median(times)
+
+
+def test_one_side_that_takes_twice_as_long_has_a_ratio_of_two_though_both_drift() -> None:
+    generator = np.random.default_rng(4)
+    drift = 1.0 + np.linspace(0.0, 3.0, 800)
+    found = paired_ratio(2.0 * drift * generator.normal(1.0, 0.02, 800), drift * generator.normal(1.0, 0.02, 800))
+    assert found.low <= 2.0 <= found.high
+    assert found.high - found.low < 0.15
+    assert found.verdict == "slower"
+
+
+def test_equal_seeds_resample_equally() -> None:
+    times = np.random.default_rng(5).exponential(1.0, 200)
+    first, second = (Resampling(200, seed=7).quantiles(times, (0.5,)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# timer and schedule
+
+
+def test_a_busy_wait_of_known_length_is_measured_within_two_percent() -> None:
+    assert abs(check_timer().error) <= 0.02
+
+
+def test_a_clock_that_runs_five_percent_fast_is_not_believed() -> None:
+    with pytest.raises(MarsEdgeError, match=r"^the timer of this device cannot be believed: .* allowed are 2 %$"):
+        check_timer(clock=lambda: 1.05 * time.perf_counter())
+
+
+def test_every_turn_of_a_round_is_made_once_and_every_place_comes_first() -> None:
+    rounds = [order_of(index, 5) for index in range(10)]
+    assert all(sorted(turns) == list(range(5)) for turns in rounds)
+    assert {turns[0] for turns in rounds} == set(range(5))
+
+
+def test_rounds_go_on_until_both_runs_and_seconds_are_reached() -> None:
+    made: list[int] = []
+    clock = iter(float(second) for second in range(1000))
+    plan = schedule.Schedule(mode="quick", warmup=2, runs=3, min_seconds=10.0)
+    run_rounds([lambda: None], plan, begin_round=lambda index, _: made.append(index), clock=lambda: next(clock))
+    assert made[:2] == [-2, -1]
+    assert len(made) > 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "standard", "runs": 100}, "profile: --runs is 100; mode standard means at least 1024"),
+        ({"mode": "standard", "min_seconds": 3.0}, "profile: --min-seconds is 3; mode standard means at least 60"),
+        ({"mode": "sustained", "min_seconds": 60.0}, "profile: --min-seconds is 60; mode sustained means at least 120"),
+    ],
+)
+def test_a_mode_means_at_least_its_runs_and_seconds(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        schedule_of(**changes)
+    assert str(caught.value) == message
+
+
+# one subset, measured
+
+
+class WaitingEngine(FakeEngine):
+    """Spins for a known time in the stage "graph"."""
+
+    def infer(self, samples: Mapping[str, Any], features: Mapping[str, Any]) -> Inference:
+        busy_wait(0.004, time.perf_counter)
+        return replace(super().infer(samples, features), latency_ms={"graph": 4.0})
+
+
+def test_a_stage_that_waits_four_ms_is_found_in_the_total_and_not_outside_of_the_engine() -> None:
+    engine = WaitingEngine(manifest())
+    subject, record = Subject(engine, generated(engine.manifest, picture=(112, 112)), ("ir",)), Record()
+    for _ in range(40):
+        record.add(subject.decide(), 0.0)
+    stages = record.stages_ms()
+    # The shortest of 40: another process can only lengthen one.
+    assert stages["total"].min() == pytest.approx(4.0 + stages["outside_engine"].min(), rel=0.02)
+    np.testing.assert_allclose(stages["total"] - stages["graph"], stages["outside_engine"])
+    np.testing.assert_allclose(stages["loop"] + stages["preprocess"], stages["outside_engine"])
+    assert (stages["age"] > 0.0).all()
+
+
+def test_a_subset_is_decided_on_with_new_samples_of_its_sensors_only() -> None:
+    engine = FakeEngine(manifest())
+    subject = Subject(engine, generated(engine.manifest, picture=(112, 112)), ("rgb", "ir"))
+    for _ in range(3):
+        subject.decide()
+    assert engine.calls == [({"rgb", "ir"}, set())] * 3
+
+
+def test_an_uncertified_subset_is_measured_like_the_others() -> None:
+    names = [m.name for m in manifest().modalities]
+    points = {label(s, names): point(certified=False) for s in all_subsets(names)}
+    engine = FakeEngine(manifest(operating_points=points))
+    Subject(engine, generated(engine.manifest, picture=(112, 112)), ("depth",)).decide()
+    assert engine.calls == [({"depth"}, set())]
+
+
+def test_an_engine_that_fails_ends_the_profile() -> None:
+    class Failing(FakeEngine):
+        def infer(self, samples: Mapping[str, Any], features: Mapping[str, Any]) -> Inference:
+            raise EngineError("out of order")
+
+    engine = Failing(manifest())
+    subject = Subject(engine, generated(engine.manifest, picture=(112, 112)), ("ir",))
+    with pytest.raises(EngineError, match=r"^profile: asked for ir, decided on ir .*out of order"):
+        subject.decide()
+
+
+def test_every_subset_of_every_artifact_is_measured_equally_often_and_the_warm_up_is_not_counted() -> None:
+    engines = [FakeEngine(manifest()), FakeEngine(manifest())]
+    inputs = generated(engines[0].manifest, picture=(112, 112))
+    wanted = all_subsets(engines[0].manifest.names)
+    shares: list[float] = []
+    plan = schedule.Schedule(mode="quick", warmup=1, runs=4, min_seconds=0.0)
+    found = measure(engines, inputs, wanted, plan, read_conditions=dict, progress=shares.append)
+    assert [{len(record) for record in side.values()} for side in found.records] == [{4}, {4}]
+    assert [len(engine.calls) for engine in engines] == [5 * len(wanted)] * 2
+    assert shares[-1] == 1.0
+
+
+def test_a_throttling_seen_once_stays_in_the_peak() -> None:
+    readings = iter([
+        {"hottest_c": 50.0, "throttled": False}, {"hottest_c": 80.0, "throttled": True},
+        {"hottest_c": 60.0, "throttled": False}, *[{"hottest_c": 55.0, "throttled": False}] * 100,
+    ])  # fmt: skip
+    engine = FakeEngine(manifest())
+    plan = schedule.Schedule(mode="quick", warmup=0, runs=2, min_seconds=2.5)
+    found = measure(
+        [engine],
+        generated(engine.manifest, picture=(112, 112)),
+        [("ir",)],
+        plan,
+        read_conditions=lambda: next(readings),
+        progress=lambda _: None,
+    )
+    assert found.watch.peak == {"hottest_c": 80.0, "throttled": True}
+
+
+def recorded(times_ms: list[float]) -> Record:
+    record = Record()
+    for index, ms in enumerate(times_ms):
+        stages = {"capture_wait": 0.0, "preprocess": 0.1, "graph": ms - 0.2}
+        record.add(Timed(stages_ms=stages, total_ms=ms, age_ms=ms), float(index))
+    return record
+
+
+def test_misses_are_decisions_longer_than_the_deadline() -> None:
+    row = row_of("ir", recorded([1.0, 5.0, 9.0, 20.0]), manifest(), 8.0)
+    assert (row["misses"], row["deadline_ms"], row["certified"]) == (2, 8.0, True)
+
+
+def test_a_histogram_loses_no_decision() -> None:
+    found = histogram(np.random.default_rng(0).exponential(1.0, 777))
+    assert sum(found["counts"]) == 777
+    assert found["edges_ms"] == sorted(found["edges_ms"])
+
+
+def test_the_curve_leaves_an_unfinished_window_out() -> None:
+    curve = curve_of(recorded([1.0] * 5 + [3.0] * 5 + [9.0] * 3), 5.0)
+    assert [(part["t_s"], part["p50_ms"]) for part in curve] == [(2.5, 1.0), (7.5, 3.0)]
+
+
+# objectives
+
+
+def small_report(**settings: Any) -> dict[str, Any]:
+    times = np.random.default_rng(0).normal(10.0, 0.5, 400)
+    rows = [row_of(name, recorded(list(times)), manifest(), 12.0) for name in ("ir", "rgb+depth+ir")]
+    return {
+        **report.head(),
+        "artifact": report.artifact("fake.pte", b"bytes", manifest()),
+        "device": {
+            "board": "Raspberry Pi 5", "processor": None, "architecture": "aarch64", "cores": 4,
+            "governor": "performance", "power_mode": None, "ram_mb": 8000.0, "kernel": "6.6", "python": "3.11",
+        },
+        "settings": {
+            "mode": "quick", "warmup": 3, "runs": 400, "min_seconds": 0.0, "rate_hz": 30.0, "threads": 1,
+            "engine": "executorch-native", "engine_version": "ExecuTorch 1.5.1", "subsets": ["ir", "rgb+depth+ir"],
+            "inputs": {"ir": "generated"}, "beside": None, **settings,
+        },
+        "timer": {"resolution_ns": 40.0, "overhead_ns": 40.0, "asked_ms": 5.0, "measured_ms": 5.0, "error": 0.0},
+        "elapsed_s": 4.0,
+        "conditions": {"start": {}, "peak": {}, "end": {}, "slowed_down": False},
+        "rows": rows,
+        "beside": None,
+        "sustained": None,
+        "load": None,
+        "memory": None,
+        "operators": None,
+        "comparison": None,
+        "objectives": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "met"),
+    [
+        ("p90<=15ms", [True]),
+        ("p50<=9ms", [False]),
+        ("p50@ir<=11000us,p99<=0.02s", [True, True]),
+        ("misses<=5%", [True]),
+        ("age_p50<=1ms", [False]),
+    ],
+)
+def test_objectives_are_judged_by_the_report(text: str, met: list[bool]) -> None:
+    made = small_report()
+    wished = objectives.parse(text, ("ir", "rgb+depth+ir"))
+    assert [one.is_met for one in objectives.findings(wished, made)] == met
+
+
+def test_an_objective_that_nothing_is_known_about_is_missed() -> None:
+    (found,) = objectives.findings(objectives.parse("rss<=200MB", ("ir",)), small_report())
+    assert (found.is_met, found.found) == (False, "not known here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--slo '' is not METRIC<=NUMBERUNIT"),
+        ("p90<15ms", "--slo 'p90<15ms' is not METRIC<=NUMBERUNIT"),
+        ("p42<=15ms", "--slo 'p42<=15ms': unknown metric 'p42'; known: mean, p50"),
+        ("p90<=15MB", "--slo 'p90<=15MB': unit 'MB'; p90 takes: us, ms, s"),
+        ("p90<=15", "--slo 'p90<=15': unit ''; p90 takes: us, ms, s"),
+        ("p90@sonar<=15ms", "--slo 'p90@sonar<=15ms': subset 'sonar'; allowed: ir"),
+        ("rss@ir<=15MB", "--slo 'rss@ir<=15MB': subset 'ir'; allowed: none, it is of the whole process"),
+    ],
+)
+def test_what_is_no_objective_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        objectives.parse(text, ("ir",))
+    assert str(caught.value).startswith(message)
+
+
+# comparison
+
+Change = Callable[[dict[str, Any]], Any]
+UNLIKE: dict[str, Change] = {
+    "board: Raspberry Pi 5 then, Jetson now": lambda r: r["device"].update(board="Jetson"),
+    "usable cores: 4 then, 2 now": lambda r: r["device"].update(cores=2),
+    "governor: performance then, powersave now": lambda r: r["device"].update(governor="powersave"),
+    "power mode: unknown then, 15W now": lambda r: r["device"].update(power_mode="15W"),
+    "threads: 1 then, 2 now": lambda r: r["settings"].update(threads=2),
+    "mode: quick then, standard now": lambda r: r["settings"].update(mode="standard"),
+    "target rate: 30.0 then, 15.0 now": lambda r: r["settings"].update(rate_hz=15.0),
+    "subsets: ir, rgb+depth+ir then, ir now": lambda r: r["settings"].update(subsets=["ir"]),
+    "inputs: ir generated then, ir file now": lambda r: r["settings"].update(inputs={"ir": "file"}),
+    "engine: executorch-native then, onnxruntime now": lambda r: r["settings"].update(engine="onnxruntime"),
+    "engine's version: ExecuTorch 1.5.1 then, ExecuTorch 2 now": lambda r: r["settings"].update(
+        engine_version="ExecuTorch 2"
+    ),
+    "something beside it: unknown then, abc now": lambda r: r["settings"].update(beside="abc"),
+    "throttled: the device slowed itself down now": lambda r: r["conditions"].update(slowed_down=True),
+}
+
+
+@pytest.mark.parametrize("why", UNLIKE)
+def test_unlike_runs_are_told_apart(why: str) -> None:
+    base = small_report()
+    this = copy.deepcopy(base)
+    assert comparison.differences(base, this) == []
+    UNLIKE[why](this)
+    assert comparison.differences(base, this) == [why]
+
+
+def test_a_run_against_itself_shows_no_difference_and_one_twice_as_slow_is_slower() -> None:
+    base = small_report()
+    slower = copy.deepcopy(base)
+    for row in slower["rows"]:
+        total = row["stages"]["total"]
+        total["p50_ms"] *= 2.0
+        total["p50_interval_ms"] = [2.0 * end for end in total["p50_interval_ms"]]
+    assert {r.verdict for r in comparison.ratios(base, base)} == {"no difference"}
+    assert {r.verdict for r in comparison.ratios(base, slower)} == {"slower"}
+    assert {r.verdict for r in comparison.ratios(slower, base)} == {"faster"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        ("{", "not JSON: "),
+        ("[]", "is no report of `mars-edge profile --json`"),
+        ('{"kind": "mars-edge profile", "schema": 99}', "schema 99, this version reads 1"),
+    ],
+)
+def test_a_base_that_is_no_report_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "base.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=f"^--compare {path}: ") as caught:
+        comparison.load(path)
+    assert message in str(caught.value)
+
+
+# the report and the command
+
+
+def test_a_report_fits_its_schema_and_a_screen() -> None:
+    made = json.loads(json.dumps(small_report()))
+    jsonschema.validate(made, report.schema())
+    lines = report.as_text(made)
+    assert max(map(len, lines)) <= 100
+    assert any("rgb+depth+ir" in line for line in lines)
+    markdown = report.as_markdown(made)
+    assert markdown.startswith("# Profile of fake.pte\n")
+
+
+def run(*arguments: str, model: str = "face_antispoof.pte") -> int:
+    return main(
+        ["--model", model, "--mode", "quick", "--runs", "2", "--quiet", "--picture-size", "112x112", *arguments]
+    )
+
+
+def test_a_profile_is_written_compared_and_held_to_objectives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.json"
+    assert run("--threads", "1", "--json", str(base), "--md", str(tmp_path / "base.md")) == 0
+    written = json.loads(base.read_text())
+    jsonschema.validate(written, report.schema())
+    assert [row["subset"] for row in written["rows"]] == [
+        "rgb", "depth", "ir", "rgb+depth", "rgb+ir", "depth+ir", "rgb+depth+ir",
+    ]  # fmt: skip
+    assert written["rows"][0]["stages"].keys() & {"encode.depth", "encode.ir"} == set()
+    assert written["load"]["process_to_ready_ms"] > written["load"]["model_warm_ms"] > 0.0
+    assert written["memory"]["peak"]["rss_mb"] >= written["memory"]["loaded"]["rss_mb"]
+    capsys.readouterr()
+    assert run("--threads", "1", "--no-processes", "--compare", str(base), "--slo", "p50<=0.001us") == 5
+    out = capsys.readouterr().out
+    assert "against base.json" in out
+    assert "objective MISSED: p50<=0.001us" in out
+
+
+def test_an_unlike_base_is_refused_before_anything_is_measured_and_forced_with_a_mark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.json"
+    assert run("--no-processes", "--json", str(base)) == 0
+    with pytest.raises(UsageError) as caught:
+        run("--no-processes", "--rate-hz", "7", "--compare", str(base))
+    assert str(caught.value) == (
+        f"--compare {base}: unlike runs (target rate: 15.0 then, 7.0 now); --force compares anyway"
+    )
+    capsys.readouterr()
+    assert run("--no-processes", "--rate-hz", "7", "--compare", str(base), "--force") == 0
+    assert "UNLIKE, compared by force: target rate: 15.0 then, 7.0 now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subsets", "sonar"], "unknown modality 'sonar'; this model has: rgb, depth, ir"),
+        (["--json", "nowhere/x.json"], "--json nowhere/x.json: no folder nowhere"),
+        (["--json", "x.txt"], "--json x.txt: ends in '.txt'; allowed: .json"),
+        (["--picture", "x.gif"], "--picture x.gif: ends in '.gif'; allowed: .svg, .png"),
+        (
+            ["--sonar", "x.png"],
+            "profile: unknown argument '--sonar'; face_antispoof takes samples by: --rgb, --depth, --ir",
+        ),
+        (["--rgb", "no.png"], "profile: --rgb no.png: no such file"),
+        (
+            ["--beside", "spoken_digits.pte"],
+            "--beside spoken_digits: takes other inputs (audio, image) than face_antispoof",
+        ),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_measures_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        run("--no-processes", *arguments)
+    assert str(caught.value).startswith(message)
+    assert list(tmp_path.iterdir()) == []
