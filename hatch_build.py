@@ -39,8 +39,12 @@ LIBRARIES = (
 OUTPUT = Path("runtime/mars_runtime/engines/_native")
 _NATIVE = Path("runtime/native")
 COMPILED = tuple(_NATIVE / name for name in ("mars_executorch.cpp", "inference.cpp", "gates.cpp"))
-SOURCES = (*COMPILED, *(_NATIVE / name for name in ("mars_executorch.h", "gates.h")), Path("hatch_build.py"))
+# Times of single operators, for `mars-edge profile --ops`: a library of its own, which no decision loads.
+TRACED = (_NATIVE / "mars_trace.cpp",)
+_HEADERS = tuple(_NATIVE / name for name in ("mars_executorch.h", "gates.h", "mars_trace.h"))
+SOURCES = (*COMPILED, *TRACED, *_HEADERS, Path("hatch_build.py"))
 ENGINE = "libmars_executorch.so"
+TRACE = "libmars_trace.so"
 # The interpreter tag only picks a file: the libraries inside do not depend on Python.
 WHEEL_PYTHON = "3.11"
 # Our copies get their own file names inside the ELF too. Under the original names the dynamic linker
@@ -81,7 +85,8 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
         staged.mkdir()
         package = _unpack(environment, Path(scratch))
         _copy_libraries(package, staged, environment)
-        _compile(compiler, [root / source for source in COMPILED], package, staged)
+        for library, sources in ((ENGINE, COMPILED), (TRACE, TRACED)):
+            _compile(compiler, [root / source for source in sources], package, staged / library)
         _copy_licence(package, staged)
         (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
         shutil.rmtree(output, ignore_errors=True)
@@ -186,17 +191,17 @@ def _strip(library: Path, environment: Mapping[str, str]) -> None:
         subprocess.run([strip, "--strip-unneeded", str(library)], check=True)
 
 
-def _compile(compiler: list[str], sources: Sequence[Path], package: Path, staged: Path) -> None:
-    include = package / "include"
+def _compile(compiler: list[str], sources: Sequence[Path], package: Path, library: Path) -> None:
+    include, staged = package / "include", library.parent
     command = [
         # Contracted to one rounding, a gated sum would have other bits on aarch64 than on x86-64.
         *compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-s", "-fvisibility=hidden",
         "-Wall", "-Wextra",
         "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
         "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"),
-        *map(str, sources), "-o", str(staged / ENGINE), "-pthread",
+        *map(str, sources), "-o", str(library), "-pthread",
         f"-L{staged}", "-Wl,--no-as-needed",
-        *(f"-l:{path.name}" for path in sorted(staged.glob("*.so"))),
+        *(f"-l:{path.name}" for path in sorted(staged.glob(f"{PRIVATE_PREFIX.decode()}*.so"))),
         "-Wl,-rpath,$ORIGIN",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
