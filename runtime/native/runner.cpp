@@ -16,7 +16,7 @@
 namespace {
 
 constexpr char kHelp[] =
-    "usage: mars_runner --model FILE [--sample NAME=FILE ...] [--threads N] [--repeat N] [--manifest]\n"
+    "usage: mars_runner --model FILE [--sample NAME=FILE ...] [--threads N] [--repeat N] [--memory | --manifest]\n"
     "\n"
     "Runs a mars-edge .pte on preprocessed samples: float32, little-endian, C order, as the modality's shape says.\n"
     "A file may hold several samples in a row; there is one decision and one JSON line on stdout for each.\n"
@@ -24,6 +24,7 @@ constexpr char kHelp[] =
     "\n"
     "  --threads N   size of the thread pool; default: one per core\n"
     "  --repeat N    run each decision N times and report the time of the median run; default 1\n"
+    "  --memory      add `peak_kib`, the most memory that was ever resident (null where the system does not say)\n"
     "  --manifest    print the model's manifest instead\n"
     "\n"
     "Exit codes: 0 done, 1 the model failed, 2 the request is wrong, 4 the model file is damaged or not ours.\n"
@@ -35,6 +36,7 @@ struct Options {
   std::map<std::string, std::string> samples;
   int threads = 0;
   int repeat = 1;
+  bool memory = false;
   bool manifest = false;
   bool help = false;
 };
@@ -61,8 +63,8 @@ Options parse(const std::vector<std::string>& words) {
   Options options;
   for (size_t at = 0; at < words.size(); ++at) {
     const std::string& flag = words[at];
-    if (flag == "--help" || flag == "--manifest") {
-      (flag == "--help" ? options.help : options.manifest) = true;
+    if (flag == "--help" || flag == "--manifest" || flag == "--memory") {
+      (flag == "--help" ? options.help : flag == "--memory" ? options.memory : options.manifest) = true;
       continue;
     }
     if (flag != "--model" && flag != "--sample" && flag != "--threads" && flag != "--repeat") {
@@ -228,25 +230,36 @@ mars::Json text_or_null(const char* text) {
   return text == nullptr ? mars::Json(nullptr) : mars::Json(text);
 }
 
+// Linux: VmHWM in proc_pid_status(5).
+mars::Json peak_kib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    int64_t kib = 0;
+    if (word == "VmHWM:" && status >> kib) {
+      return kib;
+    }
+  }
+  return nullptr;
+}
+
 // NaN, which JSON has no word for, becomes null.
-void print_line(const Opened& model, size_t frame, const std::vector<uint8_t>& present, const Answer& answer) {
+mars::Json line_of(const Opened& model, size_t frame, const std::vector<uint8_t>& present, const Answer& answer) {
   mars_decision decision{};
   need(mars_model_decide(model.id, present.data(), model.info.modalities, answer.logits.data(), &decision));
   mars::Json experts = mars::Json::array();
   for (const mars_chosen_expert& chosen : answer.experts) {
     experts.push_back({{"id", chosen.expert}, {"gate", chosen.gate}});
   }
-  const mars::Json line = {{"frame", frame},
-                           {"subset", decision.subset},
-                           {"logits", answer.logits},
-                           {"experts", experts},
-                           {"label", text_or_null(decision.label)},
-                           {"score", decision.score},
-                           {"threshold", decision.threshold},
-                           {"verdict", decision.verdict},
-                           {"reason", text_or_null(decision.reason)},
-                           {"latency_ms", latency(model, answer)}};
-  std::cout << line.dump() << std::endl;
+  return {{"frame", frame},
+          {"subset", decision.subset},
+          {"logits", answer.logits},
+          {"experts", experts},
+          {"label", text_or_null(decision.label)},
+          {"score", decision.score},
+          {"threshold", decision.threshold},
+          {"verdict", decision.verdict},
+          {"reason", text_or_null(decision.reason)},
+          {"latency_ms", latency(model, answer)}};
 }
 
 void run(const Opened& model, const Options& options) {
@@ -258,7 +271,11 @@ void run(const Opened& model, const Options& options) {
       present[i] = !samples.values[i].empty();
       inputs[i].sample = present[i] ? samples.values[i].data() + frame * model.modalities[i].sample_count : nullptr;
     }
-    print_line(model, frame, present, median_of(model, inputs, options.repeat));
+    mars::Json line = line_of(model, frame, present, median_of(model, inputs, options.repeat));
+    if (options.memory) {
+      line["peak_kib"] = peak_kib();
+    }
+    std::cout << line.dump() << std::endl;
   }
 }
 
