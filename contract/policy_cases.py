@@ -118,6 +118,8 @@ def _outcomes(name: str, manifest: Manifest) -> Iterator[dict[str, Any]]:
             for logits in _LOGITS:
                 yield _outcome(name, manifest, wanted, present, logits)
     yield _outcome(name, manifest, Policy(), ("rgb",), [0.0, 1.0], allow_uncertified=True)
+    # Exactly at its threshold.
+    yield _outcome(name, manifest, Policy(), ("rgb",), [0.0, 0.0], allow_uncertified=True)
     yield _outcome(name, manifest, Policy(), ("ir",), [0.0, 1.0], held="the engine failed: on purpose")
 
 
