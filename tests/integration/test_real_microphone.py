@@ -26,12 +26,12 @@ from mars_runtime.sensors.simulated import World
 from mars_runtime.sensors.source import make_driver, parse_flag
 from tests.helpers.watched_sensor import Watched, footprint
 
-pytestmark = [pytest.mark.hardware, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.hardware, pytest.mark.timeout(3600)]
 
 VOICE = Modality(name="voice", kind="audio", rate_hz=16000, window_s=0.5)
 # No whole number of periods in a hop: two windows of a perfect tone would be equal, which is what "frozen" means.
 TONE_HZ = 443
-CYCLES = 10
+ROUNDS = 50
 # Sound that had left the server before it stopped still comes: one block of PortAudio's 0.1 s buffer, and a hop.
 BUFFERED_S = 0.15
 
@@ -160,14 +160,15 @@ def test_a_muted_microphone_is_named(server: PulseServer, capsys: pytest.Capture
     assert (report["verdict"], [finding["cause"] for finding in report["findings"]][-1]) == ("broken", "muted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["frozen", "killed"])
-def test_every_outage_of_the_sound_server_is_masked_in_time_and_survived_without_a_leak(
+def test_fifty_outages_of_the_sound_server_are_masked_in_time_and_survived_without_a_leak(
     server: PulseServer, how: str
 ) -> None:
     masked_s, since_fault_s, back_s, before = [], [], [], None
     with Watched(microphone(), VOICE) as watched:
         watched.until(lambda found: found.status != "missing", 30.0)
-        for cycle in range(CYCLES):
+        for cycle in range(ROUNDS):
             if cycle == 2:
                 before = footprint()
             time.sleep(0.1 * (cycle % 5))
@@ -193,7 +194,7 @@ def test_every_outage_of_the_sound_server_is_masked_in_time_and_survived_without
         after, limit_s = footprint(), watched.limits.stale_after_s
     gone = footprint()
     print(
-        f"\n{how}: {CYCLES} outages; after the last sample masked in {1000 * max(masked_s):.0f} ms at most "
+        f"\n{how}: {ROUNDS} outages; after the last sample masked in {1000 * max(masked_s):.0f} ms at most "
         f"(limit {1000 * limit_s:.0f}), after the fault in {1000 * max(since_fault_s):.0f} ms at most; "
         f"back {np.median(back_s):.1f} s (median), {max(back_s):.1f} s (most) after the server; {before} -> {after}"
     )
