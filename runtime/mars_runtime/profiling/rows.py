@@ -18,7 +18,7 @@ from mars_runtime.profiling.subject import Timed
 _BEFORE_ENGINE = ("capture_wait", "preprocess")
 TOTAL, LOOP, OUTSIDE, AGE = "total", "loop", "outside_engine", "age"
 _BINS = 60
-_SHOWN_SHARE = 0.995
+_SHOWN_SHARE, _SHOWN_MEDIANS = 0.995, 4.0
 
 
 class Record:
@@ -103,8 +103,9 @@ def _bounds(ends: Sequence[float | None]) -> list[float | None]:
 
 
 def histogram(times_ms: Times) -> dict[str, Any]:
-    """Counts between equal edges from the shortest to the 99.5 % time; the last bin holds what is longer."""
-    most = max(float(np.quantile(times_ms, _SHOWN_SHARE)), float(times_ms.min()) + 1e-6)
+    """Counts between equal edges up to the 99.5 % time, at most four medians; the last bin holds what is longer."""
+    farthest = min(float(np.quantile(times_ms, _SHOWN_SHARE)), _SHOWN_MEDIANS * float(np.median(times_ms)))
+    most = max(farthest, float(times_ms.min()) + 1e-6)
     edges = np.linspace(float(times_ms.min()), most, _BINS + 1)
     counts, _ = np.histogram(np.minimum(times_ms, most), edges)
     return {"edges_ms": [round(float(edge), 6) for edge in edges], "counts": [int(count) for count in counts]}
