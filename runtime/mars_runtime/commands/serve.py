@@ -20,7 +20,7 @@ from mars_runtime.sensors.simulated import RIG_MODALITIES
 from mars_runtime.services import access
 from mars_runtime.stream import rig_rate_hz
 from mars_runtime.web.play import recorded_play
-from mars_runtime.web.site import Contents, WebSite, contents
+from mars_runtime.web.site import RIG, Contents, WebSite, contents
 
 _EXAMPLE = "example: mars-edge serve --model face_antispoof.onnx"
 PORT = 8360
@@ -36,8 +36,12 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     address = _address(options.host, options.port)
     token = access.token_for(address, options.token)
     tls = _tls(options.cert, options.key)
-    site = WebSite(address, _contents(options), token=token, tls=tls)
+    files = _contents(options)
+    site = WebSite(address, files, token=token, tls=tls)
     try:
+        if RIG in files:
+            # Rendered before a page asks for it: that takes as long as everything else a page loads.
+            threading.Thread(target=files[RIG], name="render-rig", daemon=True).start()
         _announce(site, address, token, tls, options)
         with stopping_on_signals(stop.set):
             stop.wait()

@@ -41,6 +41,7 @@ HEADERS = {
 }
 # Only in pages that were built with it.
 WEBGPU = "/ort-wasm-simd-threaded.asyncify.wasm"
+RIG = "/rig"
 _DATA = "application/octet-stream"
 Contents = Mapping[str, Callable[[], Asset]]
 
@@ -55,7 +56,7 @@ def contents(
     files["/served.json"] = _constant(Asset(stored=table, content_type="application/json"))
     files["/model"] = _constant(Asset(stored=model, content_type=_DATA))
     if play is not None:
-        files["/rig"] = _once(play)
+        files[RIG] = _once(play)
     return files
 
 

@@ -21,6 +21,8 @@ const SHOWN_MS = 100;
 const cards = new Map<string, Card>();
 let session: Session | null = null;
 let rig: RigStream | null = null;
+// The model opens while the rig's recording is still on its way.
+let rigLoaded: Promise<void> = Promise.resolve();
 let shownMs = 0;
 // Its scripts load while the model does.
 let spare: Worker | null = PLACES.worker();
@@ -58,12 +60,15 @@ async function start(): Promise<void> {
     return;
   }
   part("devices").hidden = !(served.webgpu && (await navigator.gpu?.requestAdapter()));
-  const model = found("./model", bytesOf);
-  const play = served.rig ? found("./rig", bytesOf) : null;
-  const [bytes, recorded] = [await model, await play];
-  if (recorded !== null) rig = RigStream.from(recorded, PAGE_TIMING.clock);
+  if (served.rig) rigLoaded = loadRig();
+  const bytes = await found("./model", bytesOf);
   if (bytes === null) say("the served model cannot be loaded", true);
   else await use(bytes, served.model);
+}
+
+async function loadRig(): Promise<void> {
+  const recorded = await found("./rig", bytesOf);
+  if (recorded !== null) rig = RigStream.from(recorded, PAGE_TIMING.clock);
 }
 
 async function found<T>(address: string, read: (answer: Response) => Promise<T>): Promise<T | null> {
@@ -92,6 +97,7 @@ async function use(bytes: Uint8Array, name: string): Promise<void> {
     device.value = session?.device ?? "wasm";
     return;
   }
+  await rigLoaded;
   session?.close();
   part("sensors").replaceChildren();
   cards.clear();
