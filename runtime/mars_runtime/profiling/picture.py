@@ -11,8 +11,8 @@ from mars_edge.files import write_whole
 from mars_runtime.profiling import drawing
 from mars_runtime.profiling.drawing import SERIES, Box, Drawing, Shape, Text, text_width, to_png, to_svg
 
-WIDTH = 960
-_LEFT, _RIGHT = 170.0, 290.0
+WIDTH = 1000
+_LEFT, _RIGHT = 170.0, 330.0
 _MARGIN = 28.0
 _BAR, _STEP = 20.0, 32.0
 _PANEL = 170.0
@@ -145,7 +145,7 @@ def _histogram(report: Report, y: float) -> tuple[list[Shape], float]:
     """Of the last row, which has the most sensors: how many decisions took how long."""
     row = report["rows"][-1]
     edges, counts = row["histogram"]["edges_ms"], row["histogram"]["counts"]
-    total, top, bottom = row["stages"]["total"], y + 44.0, y + 44.0 + _PANEL
+    total, top, bottom = row["stages"]["total"], y + 76.0, y + 76.0 + _PANEL
     shapes: list[Shape] = [
         _title(y, f"{total['n']} decisions with {_ascii(row['subset'])}, ms; the last bin holds all longer ones"),
     ]
@@ -170,15 +170,15 @@ def _histogram(report: Report, y: float) -> tuple[list[Shape], float]:
 def _markers(
     total: Mapping[str, Any], low: float, high: float, scale: float, top: float, bottom: float
 ) -> Iterator[Shape]:
-    """p50, p90 and p99 as lines, their names at heights that do not collide."""
+    """p50, p90 and p99 as lines, their names above the bars at heights that do not collide."""
     for place, name in enumerate(("p50", "p90", "p99")):
         x = _LEFT + scale * (min(total[f"{name}_ms"], high) - low)
-        yield drawing.Path(points=((x, top - 4), (x, bottom)), colour="ink", width=1.0, dashed=True)
+        yield drawing.Path(points=((x, top - 44 + 14 * place), (x, bottom)), colour="ink", width=1.0, dashed=True)
         near_edge = x > WIDTH - 110.0
         words = f"{name} {total[f'{name}_ms']:.3g}"
         yield Text(
             x=x - 5 if near_edge else x + 5,
-            y=top + 8 + 15 * place,
+            y=top - 35 + 14 * place,
             text=words,
             size=11,
             anchor="end" if near_edge else "start",
