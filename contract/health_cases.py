@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,20 @@ def _case(name: str, limits: Limits, timeline: Timeline, until_s: float) -> dict
         due = [event for event in pending if event.at_s <= now_s]
         pending = pending[len(due) :]
         state = health.step(state, due, now_s, limits)
-        steps.append({"events": [_event(event) for event in due], "now_s": now_s, "summary": _summary(state, now_s)})
+        steps.append(
+            {"events": [event_table(event) for event in due], "now_s": now_s, "summary": _summary(state, now_s)}
+        )
     return {"name": name, "limits": limits_table(limits), "started_s": _START_S, "steps": steps}
 
 
-def _event(event: Event) -> dict[str, Any]:
+def event_table(event: Event) -> dict[str, Any]:
+    """An event with its type; of a sample the facts that differ from their defaults."""
     if isinstance(event, SampleSeen):
         return {"type": "sample", **seen_table(event)}
-    return {"type": "ended" if isinstance(event, Ended) else "failed", **asdict(event)}
+    if isinstance(event, Ended):
+        return {"type": "ended", "at_s": event.at_s}
+    # What a driver says changes no judgement.
+    return {"type": "failed", "at_s": event.at_s, "gone": event.gone}
 
 
 def _summary(state: Health, now_s: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.facts_cases import seen_table
+from contract.health_cases import event_table
 from contract.manifest_cases import small_manifest
 from mars_edge import subsets
 from mars_edge.errors import EngineError
@@ -139,17 +139,9 @@ def _delivery(sensor: str, word: str, now_s: float) -> Delivery:
 
 
 def _given(delivery: Delivery) -> dict[str, Any]:
-    events = [
-        {"type": "sample", **seen_table(event)}
-        if isinstance(event, SampleSeen)
-        else {"type": "ended", "at_s": event.at_s}
-        if isinstance(event, Ended)
-        else {"type": "failed", "at_s": event.at_s, "gone": event.gone}
-        for event in delivery.events
-    ]
     sample = delivery.sample
     fits = None if sample is None else sample.frame.data is not _UNFIT
-    return {"events": events, "fits": fits}
+    return {"events": [event_table(event) for event in delivery.events], "fits": fits}
 
 
 def _told(decision: Decision) -> dict[str, Any]:
