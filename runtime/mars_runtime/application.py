@@ -36,7 +36,7 @@ def open_stream(
     threads: int | None = None,
     engine: str | None = None,
 ) -> Stream:
-    """A stream of decisions: `with` starts and ends its sensors, `for` or `async for` gives the decisions.
+    """A stream of decisions: `with` or `async with` runs its sensors, `for` or `async for` gives the decisions.
 
     Args:
         model: a .pte or .onnx file, or the name of a bundled model.

@@ -256,7 +256,7 @@ class Connection:
 
     def _report(self, error: SensorError) -> None:
         self.last_error = str(error)
-        self._mailbox.put(None, ReadFailed(at_s=self._clock(), gone=error.gone))
+        self._mailbox.put(None, ReadFailed(at_s=self._clock(), gone=error.gone, message=str(error)))
 
 
 class Capture:

@@ -88,10 +88,14 @@ def _shares(shares: Mapping[str, float] | None) -> dict[str, float] | None:
 
 def _modality(summary: Summary) -> dict[str, Any]:
     age_ms = None if summary.age_s is None else round(summary.age_s * 1000.0, 1)
-    entry = {"status": summary.status, "reason": summary.reason, "age_ms": age_ms}
+    entry: dict[str, Any] = {"status": summary.status, "reason": summary.reason, "age_ms": age_ms}
     # JSON has no infinity: a limit that is switched off is no evidence.
     evidence = {key: float(f"{value:.4g}") for key, value in summary.evidence.items() if math.isfinite(value)}
-    return {**entry, "evidence": evidence} if evidence else entry
+    if evidence:
+        entry["evidence"] = evidence
+    if summary.error:
+        entry["error"] = summary.error
+    return entry
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -64,10 +64,11 @@ class SampleSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadFailed:
-    """A read or an open raised; `gone` means the device itself has vanished."""
+    """A read or an open raised; `gone` means the device itself has vanished, `message` is what the driver said."""
 
     at_s: float
     gone: bool = False
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class Health:
 
     Attributes:
         reason: why it is missing, None while it may be used.
+        error: what the driver said at the newest failure since the newest sample.
         recovery: what must be seen before a missing sensor is used again.
         evidence: what the last fault that masked it was judged on: the measured numbers and their limits.
         changes_s: recent times it became usable or missing, for the flap guard.
@@ -117,6 +119,7 @@ class Health:
     evidence: Evidence = field(default_factory=dict)
     sample_s: float | None = None
     errors: int = 0
+    error: str = ""
     gone: bool = False
     ended: bool = False
     unusable: bool = False
@@ -151,12 +154,14 @@ class Summary:
     Attributes:
         evidence: the numbers the reason was judged on and their limits; of a sensor that is recovering, those of the
             fault it recovers from. Empty where there is no reason.
+        error: of a missing sensor that fails, its driver's words; else empty.
     """
 
     status: Status
     reason: str | None
     age_s: float | None
     evidence: Evidence = field(default_factory=dict)
+    error: str = ""
 
 
 def step(state: Health, events: Iterable[Event], now_s: float, limits: Limits) -> Health:
@@ -173,7 +178,7 @@ def summary(state: Health, now_s: float) -> Summary:
     """Status, reason, age and evidence; a degraded sensor is used and names its first content fault."""
     age_s = state.age_s(now_s)
     if state.reason is not None:
-        return Summary(status="missing", reason=state.reason, age_s=age_s, evidence=state.evidence)
+        return Summary(status="missing", reason=state.reason, age_s=age_s, evidence=state.evidence, error=state.error)
     for name, dwell in (state.content or {}).items():
         if dwell.active:
             return Summary(status="degraded", reason=name, age_s=age_s, evidence=dwell.evidence)
@@ -187,7 +192,7 @@ def _observe(state: Health, event: Event, limits: Limits) -> Health:
         return _observe_sample(state, event, limits)
     if isinstance(event, Ended):
         return replace(state, ended=True)
-    return replace(state, errors=state.errors + 1, gone=state.gone or event.gone, good=0)
+    return replace(state, errors=state.errors + 1, error=event.message, gone=state.gone or event.gone, good=0)
 
 
 def _observe_sample(state: Health, event: SampleSeen, limits: Limits) -> Health:

@@ -105,4 +105,5 @@ def render(decision: Decision) -> list[str]:
 def _sensor_line(name: str, summary: Summary) -> str:
     age = "" if summary.age_s is None else f"  {summary.age_s * 1000.0:.0f} ms old"
     why = "" if summary.reason is None else f": {summary.reason}"
+    why += f" ({summary.error})" if summary.error else ""
     return f"  {_MARK[summary.status]} {name:<8} {summary.status}{why}{age}"

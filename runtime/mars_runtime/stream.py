@@ -25,7 +25,8 @@ class Stream:
     """A running set of sensors and the decisions made from them: a context manager that is iterated once.
 
     Every driver is made, and every file looked at, before the first thread starts. `for decision in stream` decides in
-    the caller's thread; `async for` in a thread of its own, one decision per turn of the caller.
+    the caller's thread; `async for` in a thread of its own, one decision per turn of the caller. `async with` opens and
+    closes it like `with`, without holding up the event loop.
 
     Args:
         engine: stays open when the stream closes, unless `on_close` closes it.
@@ -85,6 +86,15 @@ class Stream:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Stream:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Closing waits for threads and files; the event loop goes on meanwhile.
+        await asyncio.to_thread(self.close)
+
     def __iter__(self) -> Iterator[Decision]:
         return self.decisions()
 
@@ -95,7 +105,7 @@ class Stream:
             UsageError: the stream was not entered.
         """
         if not self._entered:
-            raise UsageError("the stream's sensors are not started: use it as `with ... as stream`")
+            raise UsageError("the stream's sensors are not started: use it as `with ... as stream` or `async with`")
         for decision in self._pipeline.decisions():
             self._sensors.begin()
             yield decision

@@ -60,7 +60,8 @@ class WildFeed:
         if self._draw.random() < 0.01:
             self.traits = replace(self.traits, rate_hz=self._draw.uniform(8.0, 15.0))
         if self._draw.random() < 0.02:
-            return Delivery(sample=None, events=(ReadFailed(at_s=now_s, gone=self._draw.random() < 0.5),))
+            failed = ReadFailed(at_s=now_s, gone=self._draw.random() < 0.5, message=f"failed by {self._draw.random()}")
+            return Delivery(sample=None, events=(failed,))
         if now_s < self._silent_until_s or self._draw.random() < 0.05:
             return Delivery(sample=None, events=())
         at_s = now_s - self._draw.uniform(0.0, 0.02)

@@ -91,6 +91,22 @@ def test_a_sensor_that_never_comes_is_absent_after_its_grace_and_may_still_come(
     assert sensor.feed([good(sensor.now_s)]).status == "ok"
 
 
+def test_a_sensor_that_fails_says_what_its_driver_said_last_until_a_sample_comes() -> None:
+    sensor = Sensor()
+    denied = "permission denied on /dev/video0: add the user to group video"
+    assert sensor.feed([ReadFailed(at_s=sensor.now_s, message="/dev/video0: busy")]).error == "/dev/video0: busy"
+    for _ in range(20):
+        found = sensor.feed([ReadFailed(at_s=sensor.now_s, message=denied)])
+        sensor.now_s += 1.0
+    assert (found.reason, found.error) == ("absent", denied)
+    assert sensor.feed([good(sensor.now_s)]).error == ""
+
+
+def test_a_sensor_that_may_be_used_shows_no_error_of_a_single_failed_read(well: Sensor) -> None:
+    found = well.feed([ReadFailed(at_s=well.now_s, message="a corrupt frame")])
+    assert (found.status, found.error) == ("ok", "")
+
+
 def test_silence_is_stale_then_lost_at_the_limits(well: Sensor) -> None:
     well.run(1e-3)
     last_s = well.state.sample_s

@@ -92,7 +92,7 @@ class FakeFeed:
 
     def fail(self, *, gone: bool) -> None:
         self.last_error = "it broke"
-        self.events.append(ReadFailed(at_s=self.bench.now_s, gone=gone))
+        self.events.append(ReadFailed(at_s=self.bench.now_s, gone=gone, message=self.last_error))
 
     def take(self) -> Delivery:
         delivery = Delivery(sample=self.sample, events=tuple(self.events))

@@ -349,7 +349,13 @@ def deliver(path: Path, entries: list[tuple[float, Any]]) -> None:
 
 
 def test_a_channel_of_a_recording_plays_with_its_own_timing_and_failures(tmp_path: Path) -> None:
-    entries = [(50.0, 1), (50.1, 2), (50.9, ReadFailed(at_s=50.9, gone=True)), (52.0, 3), (52.5, Ended(at_s=52.5))]
+    entries = [
+        (50.0, 1),
+        (50.1, 2),
+        (50.9, ReadFailed(at_s=50.9, gone=True, message="unplugged")),
+        (52.0, 3),
+        (52.5, Ended(at_s=52.5)),
+    ]
     deliver(tmp_path / "run.mcap", entries)
     time_ = Slept(7.0)
     driver = open_channel(tmp_path / "run.mcap", "depth", clock=time_.clock, sleep=time_.sleep)
@@ -363,6 +369,7 @@ def test_a_channel_of_a_recording_plays_with_its_own_timing_and_failures(tmp_pat
         except SourceEndedError:
             break
         except SensorError as error:
+            assert str(error) == f"recording {tmp_path}/run.mcap#depth: unplugged (recorded)"
             came.append((round(time_.now_s - 7.0, 6), error.gone))
             driver.close()
             driver.open()

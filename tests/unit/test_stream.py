@@ -6,22 +6,26 @@ import asyncio
 import itertools
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mars_edge.errors import UsageError
+from mars_edge.errors import SensorError, UsageError
 from mars_edge.faults import Fault
 from mars_edge.manifest import Policy
 from mars_edge.modality import Modality
+from mars_runtime.decision import Decision
 from mars_runtime.pipeline import Settings
 from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.pace import Pacer
+from mars_runtime.sinks import _sensor_line
 from mars_runtime.stream import Stream
 from tests.fake_engine import FakeEngine, manifest
 
 RATE_HZ = 100.0
+QUICK_GRACE = {"right": {"start_grace_s": 0.05}}
 SMALL = tuple(
     Modality(name=name, kind="image", size=(8, 8), dtype="uint8", range=(0, 255), rate_hz=RATE_HZ)
     for name in ("left", "right")
@@ -69,7 +73,69 @@ def test_own_drivers_feed_a_stream_and_are_closed_with_it() -> None:
 def test_a_stream_that_was_not_entered_says_how() -> None:
     with pytest.raises(UsageError) as caught:
         next(iter(stream()))
-    assert str(caught.value) == "the stream's sensors are not started: use it as `with ... as stream`"
+    assert str(caught.value) == "the stream's sensors are not started: use it as `with ... as stream` or `async with`"
+
+
+def test_an_async_with_runs_the_sensors_and_closes_everything_while_the_event_loop_goes_on() -> None:
+    drivers, closed, turns = {"left": Noise(0), "right": Noise(1)}, threading.Event(), 0
+
+    def close() -> None:
+        time.sleep(0.2)
+        closed.set()
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.01)
+
+    async def decide() -> int:
+        async with stream(drivers=drivers, on_close=close) as running:
+            made = [decision.seq async for decision in _first(running, 3)]
+            assert made == [0, 1, 2]
+            other, before = asyncio.create_task(turn()), turns
+        assert closed.is_set()
+        other.cancel()
+        return turns - before
+
+    assert asyncio.run(decide()) >= 5
+    assert not any(driver.opened for driver in drivers.values())
+
+
+async def _first(running: Stream, count: int) -> AsyncIterator[Decision]:
+    async for decision in running:
+        yield decision
+        if decision.seq == count - 1:
+            return
+
+
+def test_an_async_with_closes_when_its_body_raises() -> None:
+    drivers = {"left": Noise(0), "right": Noise(1)}
+
+    async def fail() -> None:
+        async with stream(drivers=drivers):
+            raise RuntimeError("the application's own")
+
+    with pytest.raises(RuntimeError, match="the application's own"):
+        asyncio.run(fail())
+    assert not any(driver.opened for driver in drivers.values())
+
+
+class Denied(Noise):
+    """A driver that may not open its device."""
+
+    def open(self) -> None:
+        raise SensorError("permission denied on /dev/video0: add the user to group video")
+
+
+def test_every_decision_without_a_sensor_that_cannot_be_opened_says_why() -> None:
+    with stream(drivers={"left": Noise(), "right": Denied()}, settings={"health": QUICK_GRACE}) as running:
+        made = next(decision for decision in running if decision.modalities["right"].reason == "absent")
+    found, line = made.modalities["right"], made.to_dict()
+    assert found.error == "permission denied on /dev/video0: add the user to group video"
+    assert line["modalities"]["right"]["error"] == found.error
+    assert "error" not in line["modalities"]["left"]
+    assert f"absent ({found.error})" in _sensor_line("right", found)
 
 
 def test_an_unknown_driver_is_refused_like_an_unknown_source() -> None:

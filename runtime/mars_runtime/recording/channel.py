@@ -100,7 +100,8 @@ class RecordedSensor:
             self._sleep(ahead_s)
         happening = self._take_newest(shift_s)
         if isinstance(happening.what, ReadFailed):
-            raise SensorError(f"{self.traits.description}: failed (recorded)", gone=happening.what.gone)
+            said = happening.what.message or "failed"
+            raise SensorError(f"{self.traits.description}: {said} (recorded)", gone=happening.what.gone)
         return _moved(happening.what, shift_s, last=self._next is None)
 
     def _take_newest(self, shift_s: float) -> _Happening:

@@ -96,7 +96,8 @@ class _Broken:
         try:
             frame = self._driver.read(0.0)
         except SensorError as error:
-            return Delivery(sample=None, events=(ReadFailed(at_s=sample.at_s, gone=error.gone), *others))
+            failed = ReadFailed(at_s=sample.at_s, gone=error.gone, message=str(error))
+            return Delivery(sample=None, events=(failed, *others))
         if frame is None:
             return Delivery(sample=None, events=others)
         seen = self._finder.facts(frame, entry.traits, sample.at_s)

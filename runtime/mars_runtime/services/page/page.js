@@ -77,7 +77,7 @@ function show(decision) {
     item.className = state.status;
     const age = state.age_ms === null ? "" : ` · ${Math.round(state.age_ms)} ms old`;
     text(item.querySelector(".state"), `${state.reason ?? state.status}${age}`);
-    text(item.querySelector(".evidence"), because(state.evidence));
+    text(item.querySelector(".evidence"), [state.error, because(state.evidence)].filter(Boolean).join(" · "));
     if (!image.hidden && image.dataset.free === "yes" && !document.hidden) {
       image.dataset.free = "no";
       image.src = `picture/${encodeURIComponent(name)}?${decision.seq}`;
