@@ -55,11 +55,11 @@ class Plan:
     notes: Sequence[str] = ()
 
 
-def _engine_steps(*more: str) -> list[Step]:
+def _engine_steps(*more: str, rounds: int = 200) -> list[Step]:
     return [
         Step(
             script="engines.py",
-            options=[*more, "--threads", str(threads), "--rounds", "200"],
+            options=[*more, "--threads", str(threads), "--rounds", str(rounds)],
             quick=[*more, "--threads", str(threads), "--rounds", "10"],
             threads=threads,
             weights=True,
@@ -82,7 +82,7 @@ PLANS = (
     Plan(
         name="subsets",
         title="The same with sensors missing",
-        steps=_engine_steps("--what", "subsets"),
+        steps=_engine_steps("--what", "subsets", rounds=150),
         notes=["Mean over the subsets of a size. A dense graph gets zeros and a mask for what is missing."],
     ),
     Plan(
