@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         measured = _measure(options, schedule, engines, inputs, wanted)
         _add_rows(made, measured, engines, labels)
     _add_processes(made, options)
-    made["operators"] = operators.describe(find_model(options.model), options.engine) if options.ops else None
+    made["operators"] = _operators(options) if options.ops else None
     _finish(made, options, base, wished)
     _write(made, options)
     return 0 if all(one["met"] for one in made["objectives"]) else 5
@@ -180,9 +180,12 @@ def _measure(
     inputs: Mapping[str, Input],
     wanted: Sequence[Sequence[str]],
 ) -> Measured:
-    read = partial(device.conditions, tools=False)
+    # A board's own tools are asked before and after: a process started between two rounds would disturb the next.
+    read, before = partial(device.conditions, tools=False), device.conditions()
     with _Bar(options) as bar:
-        return measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
+        measured = measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
+    measured.watch.start, measured.watch.end = before, device.conditions()
+    return measured
 
 
 class _Bar:
@@ -252,6 +255,11 @@ def _sustained(record: Record) -> dict[str, Any]:
         "first_minute_p50_ms": quantile(total[at_s < _MINUTE_S], 0.5),
         "last_minute_p50_ms": quantile(total[at_s >= at_s[-1] - _MINUTE_S], 0.5),
     }
+
+
+def _operators(options: argparse.Namespace) -> dict[str, Any]:
+    say("profile: operators, by the runtime's own profiler", options)
+    return operators.describe(find_model(options.model), options.engine, threads=options.threads)
 
 
 def _add_processes(made: dict[str, Any], options: argparse.Namespace) -> None:

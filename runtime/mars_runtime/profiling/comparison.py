@@ -39,7 +39,7 @@ _ALIKE: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RowRatio:
-    """This report's median total of one subset over the base's."""
+    """One quantile of this report's total of one subset over the base's."""
 
     subset: str
     base_ms: float
@@ -99,21 +99,25 @@ def _shown(value: Any) -> str:
     return "unknown" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def ratios(base: Report, this: Report) -> list[RowRatio]:
-    """By subset in both, in this report's order."""
+def ratios(base: Report, this: Report, quantile: str = "p50") -> list[RowRatio]:
+    """By subset in both, in this report's order, of "p50", "p90" or "p99"."""
     before = {row["subset"]: row["stages"]["total"] for row in base["rows"]}
-    return [_ratio(row["subset"], before[row["subset"]], row["stages"]["total"]) for row in this["rows"]
-            if row["subset"] in before]  # fmt: skip
+    return [
+        _ratio(row["subset"], before[row["subset"]], row["stages"]["total"], quantile)
+        for row in this["rows"]
+        if row["subset"] in before
+    ]
 
 
-def _ratio(subset: str, base: Mapping[str, Any], this: Mapping[str, Any]) -> RowRatio:
-    (base_low, base_high), (low, high) = base["p50_interval_ms"], this["p50_interval_ms"]
+def _ratio(subset: str, base: Mapping[str, Any], this: Mapping[str, Any], quantile: str) -> RowRatio:
+    ends, value = f"{quantile}_interval_ms", f"{quantile}_ms"
+    (base_low, base_high), (low, high) = base[ends], this[ends]
     known = None not in (base_low, base_high, low, high)
     return RowRatio(
         subset=subset,
-        base_ms=base["p50_ms"],
-        this_ms=this["p50_ms"],
-        ratio=this["p50_ms"] / base["p50_ms"],
+        base_ms=base[value],
+        this_ms=this[value],
+        ratio=this[value] / base[value],
         low=low / base_high if known else None,
         high=high / base_low if known else None,
     )
@@ -133,7 +137,12 @@ def to_dict(base: Report, this: Report, path: Path, *, forced: bool) -> dict[str
                 "ratio": r.ratio,
                 "interval": [r.low, r.high],
                 "verdict": r.verdict,
+                "base_p90_ms": tail.base_ms,
+                "p90_ms": tail.this_ms,
+                "p90_ratio": tail.ratio,
+                "p90_interval": [tail.low, tail.high],
+                "p90_verdict": tail.verdict,
             }
-            for r in ratios(base, this)
+            for r, tail in zip(ratios(base, this), ratios(base, this, "p90"), strict=True)
         ],
     }

@@ -33,9 +33,18 @@ def artifact(file: str, data: bytes, manifest: Manifest) -> dict[str, Any]:
         "target": manifest.target,
         "weight_bytes": sum(cost.weight_bytes for cost in manifest.costs.values()) if manifest.costs else None,
         "macs": None if whole is None else whole.macs,
+        "delegate_share": _delegate_shares(manifest),
         "experts": manifest.experts,
         "active_experts": manifest.active_experts,
     }
+
+
+def _delegate_shares(manifest: Manifest) -> dict[str, float] | None:
+    """By method the share of its work that the delegate takes over, as the exporter measured it; None if it did not."""
+    coverage = (manifest.parity or {}).get("coverage")
+    if not isinstance(coverage, Mapping) or not coverage:
+        return None
+    return {str(method): float(part["share"]) for method, part in coverage.items()}
 
 
 def head() -> dict[str, Any]:
@@ -121,6 +130,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     threads = settings["threads"] or "its own choice"
     return [
         ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, {macs} MACs"),
+        ("delegate", _delegated(about["delegate_share"])),
         ("device", _device(device)),
         ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {threads}"),
         ("run", f"{settings['mode']}: {rounds} rounds in {report['elapsed_s']:.0f} s, {report['t_utc']}"),
@@ -215,13 +225,15 @@ def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
             f"{r['ratio']:.2f}",
             _interval(r["interval"]),
             r["verdict"],
+            f"{r['p90_ratio']:.2f}",
+            r["p90_verdict"],
         )
         for r in compared["rows"]
     ]
     title = f"against {compared['base']['file']} of {compared['base']['t_utc']}"
     forced = [f"UNLIKE, compared by force: {why}" for why in compared["unlike"]]
-    header = ("present", "base", "this", "ratio", "bounds", "this is")
-    return ["", title, *forced, *table(header, cells, align="<>>>><")]
+    header = ("present", "base p50", "this", "ratio", "bounds", "this is", "p90 ratio", "this is")
+    return ["", title, *forced, *table(header, cells, align="<>>>><><")]
 
 
 def _objective_lines(report: Mapping[str, Any]) -> list[str]:
@@ -237,13 +249,31 @@ def _operator_lines(report: Mapping[str, Any]) -> list[str]:
     operators = report["operators"]
     if operators is None:
         return []
-    title = [f"operators: {operators['reason']}"] if operators.get("reason") else ["operators"]
+    title = [f"operators: {operators['reason']}"] if operators.get("reason") else [_operator_title(operators)]
     rows = [tuple(str(cell) for cell in row) for row in operators["rows"]]
     return [
         "",
         *title,
         *(table(operators["header"], rows, align="<" + ">" * (len(operators["header"]) - 1)) if rows else []),
     ]
+
+
+def _operator_title(operators: Mapping[str, Any]) -> str:
+    said = f"operators of one decision, us, by {operators['source']} over {operators['runs']} runs"
+    delegate = operators["delegate"]
+    if delegate is None:
+        return said
+    count = f"{delegate['operators_on_delegate']} of {delegate['operators']} operators"
+    return f"{said}; {count} and {100.0 * delegate['time_share']:.0f} % of the time in the delegate"
+
+
+def _delegated(shares: Mapping[str, float] | None) -> str:
+    if shares is None:
+        return "not recorded"
+    partly = [f"{method} {100.0 * share:.0f} %" for method, share in shares.items() if share < 1.0]
+    return (
+        f"{len(shares) - len(partly)} of {len(shares)} methods wholly{': but ' + ', '.join(partly) if partly else ''}"
+    )
 
 
 def _ms(value: float) -> str:
