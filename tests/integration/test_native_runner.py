@@ -240,12 +240,22 @@ def test_decisions_are_the_contracts(here: Programs) -> None:
         assert answer["answer"]["score"] == pytest.approx(case["outcome"]["score"], abs=1e-12)
 
 
+def test_a_score_at_the_threshold_is_accepted(here: Programs) -> None:
+    table = next(json.loads(case["text"]) for case in contract("models") if case["name"] == "live or spoof")
+    point = table["operating_points"]["rgb+depth+ir"] | {"threshold": 0.5, "temperature": 1.0, "certified": True}
+    table["operating_points"]["rgb+depth+ir"] = point
+    request = {"about": "decision", "text": json.dumps(table), "present": ["rgb", "depth", "ir"]}
+    even, below = here.ask([request | {"logits": logits} for logits in ([0.25, 0.25], [0.25, 0.2499])])
+    assert (even["answer"]["score"], even["answer"]["verdict"]) == (0.5, "accept")
+    assert below["answer"]["verdict"] == "reject"
+
+
 def test_shapes_are_those_of_python_for_every_kind(here: Programs) -> None:
     modalities = [
         Modality(name="picture", kind="image", channels=3, size=(5, 7)),
         Modality(name="voice", kind="audio", rate_hz=16000, window_s=1.0),
-        # 0.5 s at 25 Hz is 12.5 samples: rounded to the even 12, as 1.5 to 2.
-        Modality(name="slow", kind="audio", rate_hz=25, window_s=0.5, frame_s=0.1),
+        # 12.5 samples are rounded to the even 12.
+        Modality(name="slow", kind="audio", rate_hz=25, window_s=0.5, frame_s=0.12),
         Modality(name="odd", kind="audio", rate_hz=11025, window_s=0.737, frame_s=0.025, mel_bands=13),
         Modality(name="motion", kind="sequence", channels=6, length=50),
         Modality(name="lidar", kind="vector", length=12),
