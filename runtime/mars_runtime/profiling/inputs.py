@@ -142,7 +142,9 @@ def _picture(modality: Modality, generator: np.random.Generator, size: tuple[int
     made = values if modality.dtype == "float32" else np.rint(values)
     image: NDArray[Any] = made.astype(modality.dtype)
     if modality.dtype == "uint16":
-        image[generator.random((height, width)) < _HOLES] = 0
+        # Depth cameras miss patches, not single pixels.
+        holes = (generator.random((24, 32)) < _HOLES).astype(np.uint8)
+        image[cv2.resize(holes, (width, height), interpolation=cv2.INTER_NEAREST) > 0] = 0
     return np.ascontiguousarray(image[:, :, 0] if modality.channels == 1 else image)
 
 
