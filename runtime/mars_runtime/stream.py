@@ -17,7 +17,7 @@ from mars_runtime.pipeline import Pipeline, Settings
 from mars_runtime.sensor_set import SensorSet
 from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.simulated import RIG_MODALITIES, World
-from mars_runtime.sensors.source import SensorSpec, check_names, make_driver
+from mars_runtime.sensors.source import SensorSpec, check_names, make_drivers
 from mars_runtime.tick import Tick
 
 
@@ -60,7 +60,7 @@ class Stream:
         check_names([*specs, *(SensorSpec(name=name, source="driver") for name in own)], manifest.names)
         self.manifest = manifest
         self.world = World(seed, rig_rate_hz(manifest))
-        made = {spec.name: make_driver(spec, manifest.modality(spec.name), self.world) for spec in specs}
+        made = make_drivers(specs, {name: manifest.modality(name) for name in manifest.names}, self.world)
         self._sensors = SensorSet(
             {**made, **own},
             {modality.name: modality for modality in manifest.modalities},

@@ -299,14 +299,14 @@ def own_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
     """Doctor's simulated sensors in made-up time."""
     clock = Time()
 
-    def make(spec: Any, modality: Any, world: Any) -> FaultyDriver:
-        view, _, fault = spec.source.removeprefix("sim:").partition("+")
-        return simulated(view, fault, clock)
+    def make(specs: Any, modalities: Any, world: Any) -> dict[str, FaultyDriver]:
+        parts = {spec.name: spec.source.removeprefix("sim:").partition("+") for spec in specs}
+        return {name: simulated(view, fault, clock) for name, (view, _, fault) in parts.items()}
 
     def in_own_time(driver: Any, source: str, modality: Any, **options: Any) -> Any:
         return examine(driver, source, modality, clock=clock, **options)
 
-    monkeypatch.setattr(doctor, "make_driver", make)
+    monkeypatch.setattr(doctor, "make_drivers", make)
     monkeypatch.setattr(doctor, "examine", in_own_time)
     yield clock
 

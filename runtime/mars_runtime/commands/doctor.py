@@ -20,7 +20,7 @@ from mars_runtime.diagnosis import Finding, Verdict, diagnose
 from mars_runtime.examination import Listener, Measured, examine
 from mars_runtime.inventory import look
 from mars_runtime.sensors.simulated import World
-from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, make_driver
+from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, make_drivers
 from mars_runtime.text import fact, heading
 
 _LEAST_S = 0.5
@@ -98,11 +98,11 @@ def _examined(
     from mars_runtime.recording.sensors_alone import assumed_modality
 
     world = World(0, _RIG_HZ)
-    drivers = [make_driver(spec, modalities[spec.name] or assumed_modality(spec), world) for spec in specs]
+    drivers = make_drivers(specs, {spec.name: modalities[spec.name] or assumed_modality(spec) for spec in specs}, world)
     with ThreadPoolExecutor(max_workers=len(specs)) as workers:
         jobs = [
-            workers.submit(examine, driver, spec.source, modalities[spec.name], seconds=seconds, keep=keep)
-            for spec, driver in zip(specs, drivers, strict=True)
+            workers.submit(examine, drivers[spec.name], spec.source, modalities[spec.name], seconds=seconds, keep=keep)
+            for spec in specs
         ]
         results = [job.result() for job in jobs]
     measured = {spec.name: result[0] for spec, result in zip(specs, results, strict=True)}

@@ -20,7 +20,7 @@ from mars_runtime.recording.session import Session
 from mars_runtime.sensor_set import SensorSet
 from mars_runtime.sensors.pictures import PICTURE_SUFFIXES, load_picture
 from mars_runtime.sensors.simulated import RIG_MODALITIES, World
-from mars_runtime.sensors.source import SensorSpec, check_names, make_driver
+from mars_runtime.sensors.source import SensorSpec, check_names, make_drivers
 
 _POLL_S = 0.1
 _SOUND_HZ = 16000.0
@@ -121,7 +121,7 @@ class SensorLog:
     ) -> None:
         check_names(specs, list(modalities))
         world = World(seed, max((m.rate_hz for m in modalities.values() if m.kind == "image"), default=15.0))
-        drivers = {spec.name: make_driver(spec, modalities[spec.name], world) for spec in specs}
+        drivers = make_drivers(specs, modalities, world)
         health = {spec.name: spec.health for spec in specs}
         self._sensors = SensorSet(drivers, modalities, health=health, faults=faults, seed=seed)
         self.traits = self._sensors.traits

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from mars_edge.errors import SensorError
+from mars_runtime.sensors.bundle import Bundle
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError, Traits
 from mars_runtime.sensors.worker import READY, Failure, Memory, Reply
 
@@ -35,7 +36,7 @@ _BOOT = "from mars_runtime.sensors.worker import main; main()"
 class Child:
     """One worker process and the three things shared with it; used by one thread at a time."""
 
-    def __init__(self, make: Callable[[], Driver]) -> None:
+    def __init__(self, make: Callable[[], Driver | Bundle]) -> None:
         with ExitStack() as theirs:
             self.connection, other = Pipe()
             theirs.callback(other.close)
@@ -80,17 +81,21 @@ class Child:
 
 
 class IsolatedDriver:
-    """The driver that `make` makes, run in a child process: one per open, ended by close.
+    """The driver, or the bundle, that `make` makes, run in a child process: one per open, ended by close.
 
     Args:
         make: picklable, e.g. `functools.partial(NetworkCamera, url)`; also called here, for the traits before `open`.
         check: what can be found out here before a process is started; raises SensorError.
         open_timeout_s: an open that takes longer is ended and counts as failed.
+
+    Attributes:
+        interrupted: ends an open while it is set; who shares this driver may put another in its place.
+        channels, refused: of a bundle, as it told when it was opened.
     """
 
     def __init__(
         self,
-        make: Callable[[], Driver],
+        make: Callable[[], Driver | Bundle],
         *,
         check: Callable[[], None] | None = None,
         open_timeout_s: float = OPEN_TIMEOUT_S,
@@ -102,8 +107,11 @@ class IsolatedDriver:
         self._asked = False
         self._identity = ""
         self._end: SourceEndedError | None = None
-        self._interrupted = threading.Event()
-        self.traits: Traits = make().traits
+        self.interrupted = threading.Event()
+        here = make()
+        self.traits: Traits = here.traits
+        self.channels: Mapping[str, Traits] = dict(here.channels) if isinstance(here, Bundle) else {}
+        self.refused: Mapping[str, str] = {}
 
     @property
     def process_id(self) -> int | None:
@@ -124,13 +132,34 @@ class IsolatedDriver:
         self._child = Child(self._make)
         try:
             self._expect(READY, START_TIMEOUT_S, "its process did not start")
-            self._child.connection.send(("open",))
-            reply = self._receive(self._open_timeout_s, "did not open")
-            self._accept(reply)
-            self._know(reply.traits)
+            self._ask_to_open()
         except BaseException:
             self.close()
             raise
+
+    def open_refused(self) -> None:
+        """Let an open bundle try its refused channels again; nothing where it still owes the answer to a read.
+
+        Raises:
+            SensorError: as `open`; it is closed then.
+        """
+        if self._asked or self._end is not None:
+            return
+        try:
+            self._ask_to_open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _ask_to_open(self) -> None:
+        assert self._child is not None
+        # A child that has died already is found by the receive.
+        with suppress(OSError):
+            self._child.connection.send(("open",))
+        reply = self._receive(self._open_timeout_s, "did not open")
+        self._accept(reply)
+        self._know(reply.traits)
+        self.channels, self.refused = reply.channels, reply.refused
 
     def read(self, timeout_s: float) -> Frame | None:
         """The next frame, or None; a driver that hangs is silent here, and a request it has not answered stays open.
@@ -138,6 +167,11 @@ class IsolatedDriver:
         Raises:
             SourceEndedError, SensorError: as the driver; `.gone` when its process has died.
         """
+        taken = self.read_any(timeout_s)
+        return None if taken is None else taken[1]
+
+    def read_any(self, timeout_s: float) -> tuple[str, Frame] | None:
+        """As `read`, with the channel the frame is of; "" where the driver is no bundle."""
         child = self._child
         if self._end is not None:
             raise self._end
@@ -154,18 +188,18 @@ class IsolatedDriver:
             raise SensorError(self._death(child), gone=True) from error
         self._asked = False
         self._accept(reply)
-        return None if reply.written is None else child.memory.read(reply.written)
+        return None if reply.written is None else (reply.channel, child.memory.read(reply.written))
 
     def close(self) -> None:
         """End the child: politely unless it owes an answer."""
         child, self._child = self._child, None
         owing, self._asked = self._asked, False
         if child is not None:
-            child.end(politely=not owing and not self._interrupted.is_set())
+            child.end(politely=not owing and not self.interrupted.is_set())
 
     def interrupt(self) -> None:
         """Make an `open` in progress, and every later one, fail within 0.1 s; any thread may ask."""
-        self._interrupted.set()
+        self.interrupted.set()
 
     def _expect(self, word: str, timeout_s: float, what: str) -> None:
         answer = self._receive(timeout_s, what)
@@ -179,7 +213,7 @@ class IsolatedDriver:
         until_s = time.monotonic() + timeout_s
         try:
             while not connection.poll(_SLICE_S):
-                if self._interrupted.is_set():
+                if self.interrupted.is_set():
                     raise SensorError(f"{self.traits.description}: interrupted while it opened")
                 if time.monotonic() >= until_s:
                     raise SensorError(f"{self.traits.description}: {what} within {timeout_s:g} s")

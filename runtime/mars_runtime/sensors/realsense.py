@@ -1,15 +1,17 @@
-"""One stream of a RealSense camera, or of a recording of one, through librealsense (pyrealsense2)."""
+"""The streams of a RealSense camera, or of a recording of one, through librealsense (pyrealsense2)."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mars_edge.errors import SensorError
+from mars_runtime.sensors.bundle import Newest
 from mars_runtime.sensors.device_clock import DeviceClock
 from mars_runtime.sensors.driver import Frame, SourceEndedError, Traits
 
@@ -24,48 +26,68 @@ _TYPICAL_WIDTH = 640
 _MILLIMETRE = 0.001
 
 
-class RealSense:
-    """A live stream by serial number, or a recording (`.db3`, older libraries `.bag`) in its own time.
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A stream profile and the place of its sensor among the device's."""
 
-    Colour, depth and infrared leave as rgb8, z16 and y8. Depth and infrared come from one sensor, which only one
-    process can hold: take one of them as a V4L2 node instead.
+    channel: str
+    sensor: int
+    profile: Any
+
+    @property
+    def size(self) -> tuple[int, int]:
+        video = self.profile.as_video_stream_profile()
+        return video.width(), video.height()
+
+
+class RealSense:
+    """A live camera by serial number, or a recording (`.db3`, older libraries `.bag`) in its own time.
+
+    Colour, depth and infrared leave as rgb8, z16 and y8. Depth and infrared come from one sensor, which is opened once
+    with the profiles of both.
+
+    Args:
+        rates_hz: wanted, by channel.
     """
 
-    def __init__(self, device: str, channel: str, *, rate_hz: float) -> None:
+    def __init__(self, device: str, rates_hz: Mapping[str, float]) -> None:
         self._device = device
-        self._channel = channel
-        self._wanted_hz = rate_hz
+        self._rates_hz = rates_hz
         self._library: Any = None
         self._opened: Any = None
-        self._sensor: Any = None
-        self._queue: Any = None
+        self._sensors: list[Any] = []
+        self._started: dict[str, _Choice] = {}
+        self._newest = Newest()
         self._playback: Any = None
-        self._clock = DeviceClock()
+        self._clocks = {channel: DeviceClock() for channel in rates_hz}
         self._ended = False
-        raw = CHANNELS[channel][2]
         finite = device.endswith(RECORDINGS)
-        self.traits = Traits(description=f"RealSense {device} {channel}", rate_hz=rate_hz, raw=raw, finite=finite)
+        name = f"RealSense {device}".rstrip()
+        self.traits = Traits(description=name, rate_hz=max(rates_hz.values()), finite=finite)
+        self.channels = {
+            channel: Traits(description=f"{name} {channel}", rate_hz=rate, raw=CHANNELS[channel][2], finite=finite)
+            for channel, rate in rates_hz.items()
+        }
+        self.refused: dict[str, str] = {}
 
     def open(self) -> None:
-        """Find the device, pick the profile nearest to the wanted rate, start it.
+        """Find the device; start for each channel the profile nearest to its wanted rate, all of a sensor at once.
 
         Raises:
-            SensorError: no such device (`.gone`), no such stream, busy, or the library is not installed.
+            SensorError: no such device (`.gone`), no channel could be started, or the library is not installed.
         """
-        self.close()
         self._library = _load()
         try:
-            self._opened = self._found()
-            sensor, profile = self._chosen()
-            # The newest frame only: a late reader must not get old pictures.
-            self._queue = self._library.frame_queue(1)
-            sensor.open(profile)
-            sensor.start(self._queue)
+            if self._opened is None:
+                self._opened = self._found()
+                self._sensors = list(self._opened.query_sensors())
+            self._start(self._chosen())
         except RuntimeError as error:
             self.close()
             raise SensorError(f"{self.traits.description}: {_in_words(error)}") from error
-        self._sensor = sensor
-        self._describe(sensor, profile.as_video_stream_profile())
+        if not self._started:
+            self.close()
+            raise SensorError(next(iter(self.refused.values())))
 
     def _found(self) -> Any:
         context = self._library.context()
@@ -88,60 +110,99 @@ class RealSense:
         self._playback.set_real_time(True)
         return device
 
-    def _chosen(self) -> tuple[Any, Any]:
-        stream_name, format_name, _ = CHANNELS[self._channel]
-        stream = getattr(self._library.stream, stream_name)
-        wanted = getattr(self._library.format, format_name)
-        candidates = [
-            (sensor, profile)
-            for sensor in self._opened.query_sensors()
+    def _chosen(self) -> list[_Choice]:
+        """A profile for every channel that is not started; the streams of one sensor take one size if they can."""
+        self.refused = {}
+        chosen: list[_Choice] = []
+        for channel in self._rates_hz:
+            if channel in self._started:
+                continue
+            sizes = {choice.sensor: choice.size for choice in chosen}
+            candidates = self._candidates(channel)
+            if candidates:
+                chosen.append(min(candidates, key=lambda each: self._distance(each, sizes)))
+            else:
+                stream, pixels, _ = CHANNELS[channel]
+                what = f"has no {channel} stream ({stream}, {pixels})"
+                self.refused[channel] = f"{self.channels[channel].description}: {what}"
+        return chosen
+
+    def _candidates(self, channel: str) -> list[_Choice]:
+        stream = getattr(self._library.stream, CHANNELS[channel][0])
+        pixels = getattr(self._library.format, CHANNELS[channel][1])
+        return [
+            _Choice(channel=channel, sensor=index, profile=profile)
+            for index, sensor in enumerate(self._sensors)
             for profile in sensor.get_stream_profiles()
-            if profile.stream_type() == stream and profile.format() == wanted
+            if profile.stream_type() == stream and profile.format() == pixels
         ]
-        if not candidates:
-            raise SensorError(
-                f"{self.traits.description}: has no {self._channel} stream ({stream_name}, {format_name})"
-            )
-        return min(candidates, key=lambda candidate: self._distance(candidate[1]))
 
-    def _distance(self, profile: Any) -> tuple[float, bool, int]:
-        width = profile.as_video_stream_profile().width()
-        return abs(profile.fps() - self._wanted_hz), not profile.is_default(), abs(width - _TYPICAL_WIDTH)
+    def _distance(self, choice: _Choice, sizes: Mapping[int, tuple[int, int]]) -> tuple[float, bool, bool, int]:
+        away_hz = abs(choice.profile.fps() - self._rates_hz[choice.channel])
+        another_size = sizes.get(choice.sensor, choice.size) != choice.size
+        return away_hz, another_size, not choice.profile.is_default(), abs(choice.size[0] - _TYPICAL_WIDTH)
 
-    def _describe(self, sensor: Any, profile: Any) -> None:
+    def _start(self, chosen: list[_Choice]) -> None:
+        for index in {choice.sensor: None for choice in chosen}:
+            sensor, its = self._sensors[index], [choice for choice in chosen if choice.sensor == index]
+            try:
+                sensor.open([choice.profile for choice in its])
+                sensor.start(self._arrival({choice.profile.stream_type(): choice.channel for choice in its}))
+            except RuntimeError as error:
+                # One sensor may be another program's; the others are worth having.
+                for choice in its:
+                    self.refused[choice.channel] = f"{self.channels[choice.channel].description}: {_in_words(error)}"
+                continue
+            for choice in its:
+                self._started[choice.channel] = choice
+                self._describe(choice.channel, sensor, choice.profile.as_video_stream_profile())
+
+    def _arrival(self, channel_of: Mapping[Any, str]) -> Any:
+        newest = self._newest
+
+        def arrive(frame: Any) -> None:
+            newest.put(channel_of[frame.get_profile().stream_type()], (frame, time.monotonic()))
+
+        return arrive
+
+    def _describe(self, channel: str, sensor: Any, profile: Any) -> None:
         info = self._library.camera_info
         facts = [f"{profile.width()} x {profile.height()}", f"{profile.fps()} Hz"]
         if self._opened.supports(info.usb_type_descriptor):
             facts.append(f"USB {self._opened.get_info(info.usb_type_descriptor)}")
-        if self._channel == "depth" and sensor.supports(self._library.option.depth_units):
+        if channel == "depth" and sensor.supports(self._library.option.depth_units):
             units_m = sensor.get_option(self._library.option.depth_units)
             if abs(units_m - _MILLIMETRE) > 1e-9:
                 facts.append(f"{1000.0 * units_m:g} mm per step")
         name = f"{self._opened.get_info(info.name)} {self._opened.get_info(info.serial_number)}"
-        self.traits = replace(
-            self.traits,
-            description=f"{name} {self._channel} ({', '.join(facts)})",
+        identity = "" if self.traits.finite else name
+        self.traits = replace(self.traits, description=name, identity=identity)
+        self.channels[channel] = replace(
+            self.channels[channel],
+            description=f"{name} {channel} ({', '.join(facts)})",
             rate_hz=float(profile.fps()),
-            identity="" if self.traits.finite else name,
+            identity=identity,
         )
 
-    def read(self, timeout_s: float) -> Frame | None:
+    def read_any(self, timeout_s: float) -> tuple[str, Frame] | None:
         """The next frame with the camera's frame number and, where its clock can be mapped, its time.
 
         Raises:
             SourceEndedError: the recording is at its end.
             SensorError: the camera was unplugged (`.gone`).
         """
-        if self._queue is None:
+        if not self._started:
             raise SensorError(f"{self.traits.description}: read before open")
         if self._ended:
             raise SourceEndedError(f"{self.traits.description}: at its end")
-        good, frame = self._queue.try_wait_for_frame(max(1, round(1000.0 * timeout_s)))
-        if not good:
+        taken = self._newest.take(timeout_s)
+        if taken is None:
             self._look_why()
             return None
+        channel, (frame, at_s) = taken
         data = np.array(np.asanyarray(frame.get_data()))
-        return Frame(data=data, sequence=int(frame.get_frame_number()), captured_s=self._captured_s(frame))
+        captured_s = self._captured_s(channel, frame, at_s)
+        return channel, Frame(data=data, sequence=int(frame.get_frame_number()), captured_s=captured_s)
 
     def _look_why(self) -> None:
         if self._playback is not None:
@@ -151,25 +212,27 @@ class RealSense:
         elif not self._opened.is_connected():
             raise SensorError(f"{self.traits.description}: unplugged", gone=True)
 
-    def _captured_s(self, frame: Any) -> float | None:
+    def _captured_s(self, channel: str, frame: Any, at_s: float) -> float | None:
         if self.traits.finite:
             return None
-        stamp_s, now_s = float(frame.get_timestamp()) / 1000.0, time.monotonic()
+        stamp_s = float(frame.get_timestamp()) / 1000.0
         if frame.get_frame_timestamp_domain() == self._library.timestamp_domain.hardware_clock:
-            return self._clock.monotonic_s(stamp_s, now_s)
-        return min(now_s, stamp_s - (time.time() - now_s))
+            return self._clocks[channel].monotonic_s(stamp_s, at_s)
+        return min(at_s, stamp_s - (time.time() - time.monotonic()))
 
     def close(self) -> None:
-        """Stop the stream; a recording that has ended stays ended."""
-        sensor, self._sensor = self._sensor, None
-        if sensor is not None:
+        """Stop the streams; a recording that has ended stays ended."""
+        started, self._started = self._started, {}
+        for index in {choice.sensor for choice in started.values()}:
             try:
-                sensor.stop()
-                sensor.close()
+                self._sensors[index].stop()
+                self._sensors[index].close()
             except RuntimeError:
                 # Unplugged: there is nothing left to stop.
                 pass
-        self._queue = self._playback = self._opened = None
+        self._newest = Newest()
+        self._sensors = []
+        self._playback = self._opened = None
 
 
 def _load() -> Any:
@@ -183,8 +246,8 @@ def _load() -> Any:
 def _in_words(error: RuntimeError) -> str:
     text = " ".join(str(error).split())
     if "errno=16" in text or "busy" in text.lower():
-        hint = "depth and ir share one sensor: take one as its node, v4l2:/dev/videoN?format=Z16 or GREY"
-        return f"busy: another program or sensor uses it; {hint} ({text})"
+        hint = "close it, and name the camera the same way in every source"
+        return f"busy: another program, or a source that names the camera otherwise, uses it; {hint} ({text})"
     if "errno=13" in text or "denied" in text.lower():
         return f"permission denied: install librealsense's udev rules ({text})"
     return text

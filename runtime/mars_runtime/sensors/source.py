@@ -19,11 +19,12 @@ from mars_edge.modality import Modality
 from mars_runtime import fingerprint
 from mars_runtime.sensors.camera import Camera, parse_camera
 from mars_runtime.sensors.camera_node import require_node
-from mars_runtime.sensors.depth_camera import KITS, make_depth_camera
+from mars_runtime.sensors.depth_camera import KITS, Place, make_depth_camera, parse_place
 from mars_runtime.sensors.driver import Driver
 from mars_runtime.sensors.isolated import IsolatedDriver
 from mars_runtime.sensors.network_camera import NetworkCamera
 from mars_runtime.sensors.pictures import PICTURE_SUFFIXES, PictureSequence, StillPicture, load_picture
+from mars_runtime.sensors.realsense import RECORDINGS
 from mars_runtime.sensors.simulated import RIG_MODALITIES, SimulatedSensor, World
 from mars_runtime.sensors.video import VIDEO_SUFFIXES, VideoFile
 from mars_runtime.sensors.vision import hushed
@@ -129,8 +130,31 @@ def check_names(specs: Sequence[SensorSpec], modalities: Sequence[str]) -> None:
         seen.add(spec.name)
 
 
+def make_drivers(specs: Sequence[SensorSpec], modalities: Mapping[str, Modality], world: World) -> dict[str, Driver]:
+    """By sensor, the drivers of sources that run together: the channels of one camera share one opening of it.
+
+    Raises:
+        UsageError: as `make_driver`; or two sensors name one channel of one camera.
+    """
+    places = {spec.name: _place(spec, modalities[spec.name]) for spec in specs if _kit(spec.source)}
+    cameras: dict[tuple[str, str], dict[Place, float]] = {}
+    for spec in specs:
+        if spec.name in places:
+            place = places[spec.name]
+            rates_hz = cameras.setdefault(place.camera, {})
+            if place.channel in {other.channel for other in rates_hz}:
+                where = f"--sensor {spec.name}={spec.source}"
+                raise UsageError(f"{where}: {place.channel} of this camera feeds another sensor; a channel feeds one")
+            rates_hz[place] = _rate_hz(spec, modalities[spec.name])
+    shared = {place: driver for camera in cameras.values() for place, driver in make_depth_camera(camera).items()}
+    return {
+        spec.name: shared[places[spec.name]] if spec.name in places else make_driver(spec, modalities[spec.name], world)
+        for spec in specs
+    }
+
+
 def make_driver(spec: SensorSpec, modality: Modality, world: World) -> Driver:
-    """The driver of one source, not yet opened; `world` is what `sim:` sources look at.
+    """The driver of one source that runs alone, not yet opened; `world` is what `sim:` sources look at.
 
     Raises:
         UsageError: unknown scheme, missing file, or a source of the wrong kind for the modality.
@@ -144,9 +168,10 @@ def make_driver(spec: SensorSpec, modality: Modality, world: World) -> Driver:
         return _replay(spec)
     if source.isdigit() or source.startswith(("/dev/video", "v4l2:")):
         return _camera(spec, modality)
+    if _kit(source):
+        place = _place(spec, modality)
+        return make_depth_camera({place: _rate_hz(spec, modality)})[place]
     scheme = _SCHEME.match(source)
-    if scheme is not None and scheme.group(1) in KITS:
-        return _depth_camera(spec, modality, scheme.group(1))
     if scheme is not None and not Path(source).exists():
         return _stream(spec, modality, scheme.group(1).lower())
     return _file(spec, modality)
@@ -181,14 +206,17 @@ def _microphone(spec: SensorSpec, modality: Modality) -> Driver:
 
 
 def _replay(spec: SensorSpec) -> Driver:
-    from mars_runtime.recording.channel import open_channel
+    from mars_runtime.recording.channel import has_samples, open_channel
 
     path, _, name = spec.source.removeprefix("replay:").partition("#")
     if not path:
         raise UsageError(
             f"--sensor {spec.name}={spec.source}: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth"
         )
-    return open_channel(path, name or spec.name)
+    driver = open_channel(path, name or spec.name)
+    if not has_samples(path, name or spec.name):
+        raise UsageError(f"--sensor {spec.name}={spec.source}: the recording holds no sample of {name or spec.name}")
+    return driver
 
 
 def _camera(spec: SensorSpec, modality: Modality) -> Driver:
@@ -201,13 +229,33 @@ def _camera(spec: SensorSpec, modality: Modality) -> Driver:
     return IsolatedDriver(make, check=partial(require_node, node))
 
 
-def _depth_camera(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
+def _kit(source: str) -> str:
+    """The scheme of a camera behind a vendor's kit; empty for any other source."""
+    scheme = _SCHEME.match(source)
+    return scheme.group(1) if scheme is not None and scheme.group(1) in KITS else ""
+
+
+def _place(spec: SensorSpec, modality: Modality) -> Place:
     _need_kind(spec, modality, ("image",), "a camera")
-    place = spec.source.removeprefix(f"{scheme}:")
+    scheme = _kit(spec.source)
     try:
-        return make_depth_camera(scheme, place, rate_hz=_rate_hz(spec, modality))
+        place = parse_place(scheme, spec.source.removeprefix(f"{scheme}:"))
     except UsageError as error:
         raise UsageError(f"--sensor {spec.name}={spec.source}: {error}") from error
+    if scheme == "realsense" and place.device.endswith(RECORDINGS):
+        _need_recording(Path(place.device), f"--sensor {spec.name}={spec.source}")
+    return place
+
+
+def _need_recording(path: Path, where: str) -> None:
+    """A file is the user's choice: a missing or a wrong one is refused before anything starts."""
+    if not path.is_file():
+        raise UsageError(f"{where}: no such file")
+    with path.open("rb") as file:
+        head = file.read(16)
+    # The file headers of SQLite, which rosbag2 keeps its messages in, and of rosbag 1.
+    if not head.startswith((b"SQLite format 3\0", b"#ROSBAG V2.0")):
+        raise UsageError(f"{where}: is no recording of a RealSense camera")
 
 
 def _stream(spec: SensorSpec, modality: Modality, scheme: str) -> Driver:
@@ -239,6 +287,10 @@ def _file(spec: SensorSpec, modality: Modality) -> Driver:
     if suffix in VIDEO_SUFFIXES:
         _need_kind(spec, modality, ("image",), "a video file")
         return _video(path, _rate_hz(spec, modality), where)
+    if suffix == ".mcap":
+        raise UsageError(f"{where}: is a recording; name its sensor: --sensor {spec.name}=replay:{path}#{spec.name}")
+    if suffix in RECORDINGS:
+        raise UsageError(f"{where}: is a recording; name its stream: --sensor {spec.name}=realsense:{path}/depth")
     known = ", ".join((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES, ".wav"))
     raise UsageError(f"{where}: unknown file type {suffix!r}; known: {known}")
 

@@ -12,12 +12,14 @@ import pickle
 import select
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from mars_edge.errors import MarsEdgeError, SensorError
+from mars_runtime.sensors.bundle import Bundle
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError, Traits
 
 READY = "ready"
@@ -47,10 +49,18 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to one request; `written` is None where no frame came."""
+    """The answer to one request; `written` is None where no frame came.
+
+    Attributes:
+        channel: of a bundle, whose frame it is.
+        channels, refused: of a bundle that was opened.
+    """
 
     traits: Traits
     written: Written | None = None
+    channel: str = ""
+    channels: Mapping[str, Traits] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     failure: Failure | None = None
 
 
@@ -132,7 +142,8 @@ def die_with_parent(lifeline: int) -> None:
 
 
 def _serve(connection: Connection, memory: Memory) -> None:
-    driver: Driver = pickle.loads(connection.recv_bytes())()
+    make: Callable[[], Driver | Bundle] = pickle.loads(connection.recv_bytes())
+    driver = make()
     connection.send(READY)
     while True:
         verb, *arguments = connection.recv()
@@ -142,12 +153,9 @@ def _serve(connection: Connection, memory: Memory) -> None:
         connection.send(_answer(driver, memory, verb, *arguments))
 
 
-def _answer(driver: Driver, memory: Memory, verb: str, timeout_s: float = 0.0) -> Reply:
+def _answer(driver: Driver | Bundle, memory: Memory, verb: str, timeout_s: float = 0.0) -> Reply:
     try:
-        if verb == "open":
-            driver.open()
-            return Reply(traits=driver.traits)
-        frame = driver.read(timeout_s)
+        return _opened(driver) if verb == "open" else _read(driver, memory, timeout_s)
     except SourceEndedError as error:
         return Reply(traits=driver.traits, failure=Failure(message=str(error), ended=True))
     except SensorError as error:
@@ -157,4 +165,19 @@ def _answer(driver: Driver, memory: Memory, verb: str, timeout_s: float = 0.0) -
     except Exception as error:  # noqa: BLE001 - a bug of a driver, told to whoever reads from it
         message = f"{driver.traits.description}: {type(error).__name__}: {error}"
         return Reply(traits=driver.traits, failure=Failure(message=" ".join(message.split())))
-    return Reply(traits=driver.traits, written=None if frame is None else memory.write(frame))
+
+
+def _opened(driver: Driver | Bundle) -> Reply:
+    driver.open()
+    if isinstance(driver, Bundle):
+        return Reply(traits=driver.traits, channels=dict(driver.channels), refused=dict(driver.refused))
+    return Reply(traits=driver.traits)
+
+
+def _read(driver: Driver | Bundle, memory: Memory, timeout_s: float) -> Reply:
+    if isinstance(driver, Bundle):
+        taken = driver.read_any(timeout_s)
+        channel, frame = ("", None) if taken is None else taken
+    else:
+        channel, frame = "", driver.read(timeout_s)
+    return Reply(traits=driver.traits, written=None if frame is None else memory.write(frame), channel=channel)
