@@ -182,8 +182,13 @@ def _measure(
 ) -> Measured:
     # A board's own tools are asked before and after: a process started between two rounds would disturb the next.
     read, before = partial(device.conditions, tools=False), device.conditions()
-    with _Bar(options) as bar:
-        measured = measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
+    try:
+        with _Bar(options) as bar:
+            measured = measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
+    except KeyboardInterrupt:
+        # Half a run says nothing about the other half.
+        say("profile: interrupted; nothing is written", options)
+        raise
     measured.watch.start, measured.watch.end = before, device.conditions()
     return measured
 

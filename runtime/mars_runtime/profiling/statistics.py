@@ -144,6 +144,9 @@ def _interval(times: Times, drawn: Times, point: float, share: float) -> Interva
 def independent(above: NDArray[np.bool_]) -> int:
     """How many of these n marks count: n over their integrated autocorrelation time, the sum over lags until it falls.
 
+    Never fewer than sqrt(n), the number of stretches that are resampled: where the machine changed for good half-way,
+    the marks of each half are all alike, and no number would be left.
+
     Source: Geyer, Practical Markov Chain Monte Carlo, 1992 (initial positive sequence).
     """
     n = len(above)
@@ -156,7 +159,7 @@ def independent(above: NDArray[np.bool_]) -> int:
     pairs = correlation[0 : n // 4 * 2 : 2] + correlation[1 : n // 4 * 2 : 2]
     end = int(np.argmax(pairs <= 0.0)) if (pairs <= 0.0).any() else len(pairs)
     time = max(1.0, 2.0 * float(pairs[:end].sum()) - 1.0)
-    return max(1, round(n / time))
+    return max(round(math.sqrt(n)), round(n / time))
 
 
 def _order_shares(n: int, share: float) -> tuple[float | None, float | None]:
