@@ -38,10 +38,12 @@ from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, load_t
 from tests.helpers.recorded_run import MODALITIES as RECORDED
 from tests.helpers.recorded_run import record
 from tests.unit.test_cameras import FakeCapture
+from tests.unit.test_shared_camera import Bench
 
 RATE_HZ = 50.0
 RGB = Modality(name="rgb", kind="image", channels=3, size=(24, 32), dtype="uint8", range=(0, 255), rate_hz=RATE_HZ)
 DEPTH = Modality(name="depth", kind="image", size=(24, 32), dtype="uint16", range=(0, 4000), rate_hz=RATE_HZ)
+IR = Modality(name="ir", kind="image", size=(24, 32), dtype="uint8", range=(0, 255), rate_hz=RATE_HZ)
 VOICE = Modality(name="voice", kind="audio", rate_hz=8000, window_s=0.5)
 MOTION = Modality(name="motion", kind="sequence", channels=2, length=8, rate_hz=RATE_HZ)
 
@@ -168,6 +170,10 @@ def recorded(tmp_path: Path) -> Case:
     return source(f"depth=replay:{tmp_path}/run.mcap#depth", modality)
 
 
+def one_of_three_channels(tmp_path: Path) -> Case:
+    return Case(Bench(tmp_path).channels["ir"], IR)
+
+
 class FakeInputStream:
     """PortAudio's input as it calls back: noise in blocks of 10 ms from a thread of its own, far faster than life.
 
@@ -236,7 +242,8 @@ def endless_server() -> Iterator[None]:
 
 
 FINITE = [sequence, sound_file, video_file]
-ALL = [simulated, still, array, faulty, microphone, contained, camera, network_camera, recorded, *FINITE]
+LIVE = [simulated, still, array, faulty, microphone, contained, camera, network_camera, one_of_three_channels]
+ALL = [*LIVE, recorded, *FINITE]
 every_driver = pytest.mark.parametrize("make", ALL, ids=lambda make: make.__name__)
 Make = Callable[[Path], Case]
 
