@@ -6,10 +6,10 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mars_edge import __version__
+from mars_edge import __version__, signals
 from mars_edge.errors import MarsEdgeError, UsageError
 
 # command: (module:function, what it does, the extra its imports need or "")
@@ -42,7 +42,11 @@ _DEVELOPMENT_PACKAGES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 usage, 3 no sensor, 4 bad model, 5 objective missed."""
+    """Run one command and return its exit code: 0 done, 2 usage, 3 no sensor, 4 bad model, 5 objective missed.
+
+    A signal that comes before the command has begun, or that it does not take itself, ends it with 130 (Ctrl-C), 143
+    (SIGTERM) or 129 (hang-up).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
     try:
@@ -95,15 +99,20 @@ def _dispatch(arguments: list[str]) -> int:
     target, _, extra = COMMANDS[command]
     module_name, function_name = target.split(":")
     try:
-        module = importlib.import_module(module_name)
+        # On a small device the imports take seconds, and an exception that a signal raises in one may be swallowed.
+        with signals.handled_by(signals.leave):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if extra and (error.name or "").partition(".")[0] in _DEVELOPMENT_PACKAGES:
             raise UsageError(
                 f"`mars-edge {command}` needs {error.name}, which is not installed: pip install 'mars-edge[{extra}]'"
             ) from error
         raise
-    code: int = getattr(module, function_name)(arguments[1:])
-    return code
+    function: Callable[[list[str]], int] = getattr(module, function_name)
+    if not module_name.startswith("mars_runtime."):
+        return function(arguments[1:])
+    with signals.handled_by(signals.unwind):
+        return function(arguments[1:])
 
 
 def _help() -> str:

@@ -27,6 +27,21 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise
 
 
+def make_folder(path: Path, flag: str) -> None:
+    """Make one folder, unless it is there; those above it must be there, since a missing one is a slip of the pen.
+
+    Raises:
+        UsageError: it is a file, or the folder above it is missing or cannot be written to.
+    """
+    if path.is_dir():
+        return
+    require_place(path, flag)
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error.strerror}") from error
+
+
 def require_place(path: Path, flag: str) -> None:
     """Refuse a file that could not be written in the end, before any work is done for it.
 

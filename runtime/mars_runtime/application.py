@@ -87,6 +87,8 @@ def open_stream(
             health=health or {},
             region=region,
         )
+        if flight_recorder is not None and not str(flight_recorder):
+            raise UsageError("flight_recorder is '', which names no folder")
         witness = None
         if record is not None or flight_recorder is not None:
             from mars_runtime.recording.witness import Witness

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mars_edge.errors import UsageError
+from mars_edge.files import make_folder
 from mars_runtime.capture import Sample
 from mars_runtime.decision import Decision
 from mars_runtime.sensors.vision import load_opencv
@@ -31,14 +31,11 @@ class MapFiles:
         picture: gives the newest sample of the camera below the labels, as `Stream.latest`; None writes no overlay.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made, or the one it is to be in does not exist.
     """
 
     def __init__(self, folder: Path, picture: Callable[[], Sample | None] | None = None) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--maps {folder}: {error.strerror}") from error
+        make_folder(folder, "--maps")
         self._folder = folder
         self._picture = picture
         self._jobs: queue.Queue[tuple[int, NDArray[np.uint8], Sample | None] | None] = queue.Queue(_QUEUED)

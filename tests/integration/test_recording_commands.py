@@ -147,7 +147,7 @@ def test_faults_added_to_a_recording_touch_their_sensor_alone(
 ) -> None:
     sensors = [part for name in ("rgb", "ir") for part in ("--sensor", f"{name}=sim:")]
     mars_edge(capsys, "record", tmp_path / "a.mcap", *sensors, "--max-seconds", "2")
-    broken = ("--recording", tmp_path / "a.mcap", "--inject", "ir=off@0.5s", "--inject", "rgb=black@99s")
+    broken = ("--recording", tmp_path / "a.mcap", "--inject", "ir=off@0.5s", "--inject", "rgb=black@1s+0.3s")
     assert mars_edge(capsys, "inject", tmp_path / "b.mcap", *broken)[0] == 0
     before, after = (
         {
@@ -160,11 +160,130 @@ def test_faults_added_to_a_recording_touch_their_sensor_alone(
         }
         for file in ("a.mcap", "b.mcap")
     )
-    assert [s.frame.data.tobytes() for s in after["rgb"]] == [s.frame.data.tobytes() for s in before["rgb"]]
+    begin_s = min(samples[0].at_s for samples in before.values())
+    for was, now in zip(before["rgb"], after["rgb"], strict=True):
+        black, at_s = not now.frame.data.any(), was.at_s - begin_s
+        assert black or now.frame.data.tobytes() == was.frame.data.tobytes()
+        assert black if 1.05 < at_s < 1.25 else True
+        assert not black if at_s < 0.95 or at_s > 1.35 else True
+    assert 0 < sum(not sample.frame.data.any() for sample in after["rgb"]) < len(after["rgb"])
     assert 0 < len(after["ir"]) < len(before["ir"])
     assert after["ir"][-1].at_s < before["ir"][0].at_s + 0.6
     _, lines, _ = mars_edge(capsys, "replay", tmp_path / "b.mcap", *MODEL, "--fast")
     assert lines[-1]["modalities"]["ir"]["reason"] in ("stale", "lost")
+
+
+@pytest.mark.parametrize(("fault", "sensor"), [("ir=off@99s", "ir"), ("rgb=black@1.5s", "rgb")])
+def test_a_fault_after_the_end_of_a_recorded_sensor_is_refused_with_the_recordings_length(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, fault: str, sensor: str
+) -> None:
+    ends = ("--inject", "rgb=off@0.5s", "--max-seconds", "2")
+    mars_edge(capsys, "inject", tmp_path / "a.mcap", "--sensor", "ir=sim:", "--sensor", "rgb=sim:", *ends)
+    last_s = {
+        name: [e.at_s for e in open_recording(tmp_path / "a.mcap").entries() if e.name == name]  # type: ignore[union-attr]
+        for name in ("ir", "rgb")
+    }
+    begin_s = min(times[0] for times in last_s.values())
+    code, _, stderr = mars_edge(
+        capsys, "inject", tmp_path / "b.mcap", "--recording", tmp_path / "a.mcap", "--inject", fault
+    )
+    assert (code, stderr) == (
+        2,
+        f"mars-edge: --inject {fault}: would break nothing: {tmp_path}/a.mcap is {last_s['ir'][-1] - begin_s:.2f} s "
+        f"long, and {sensor} ends at {last_s[sensor][-1] - begin_s:.2f} s\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mcap"]
+
+
+def cut_before_the_first_decision(path: Path) -> Path:
+    """A recording as a kill before its first whole chunk leaves it: the head, and nothing else."""
+    from mcap.stream_reader import StreamReader
+
+    with path.open("rb") as file:
+        for record in StreamReader(file).records:
+            if type(record).__name__ == "Metadata":
+                break
+        end = file.tell()
+    cut = path.with_name("cut.mcap.partial")
+    cut.write_bytes(path.read_bytes()[:end])
+    return cut
+
+
+@pytest.mark.parametrize("arguments", [["--fast"], [], ["--verify"]])
+def test_a_recording_without_a_decision_is_refused_with_what_it_holds(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    mars_edge(capsys, "run", *MODEL, "--max-decisions", "3", "--record", tmp_path / "run.mcap")
+    cut = cut_before_the_first_decision(tmp_path / "run.mcap")
+    code, lines, stderr = mars_edge(capsys, "replay", cut, *MODEL, *arguments)
+    assert (code, lines, stderr) == (
+        2,
+        [],
+        f"mars-edge: {cut}: holds no decision, so there is nothing to make again (samples: 0 of rgb, 0 of depth, "
+        "0 of ir); it ends in the middle, as a killed recording does\n",
+    )
+
+
+def test_sensors_that_gave_nothing_are_said_to_have_given_nothing(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    silent = ("--sensor", "ir=sim:", "--inject", "ir=off@0s", "--max-seconds", "0.3")
+    mars_edge(capsys, "inject", tmp_path / "a.mcap", *silent)
+    code, lines, stderr = mars_edge(capsys, "replay", tmp_path / "a.mcap", *MODEL, "--fast")
+    assert (code, lines, stderr) == (
+        2, [], f"mars-edge: {tmp_path}/a.mcap: holds nothing to decide on (samples: 0 of ir)\n",
+    )  # fmt: skip
+    code, lines, stderr = mars_edge(capsys, "run", *MODEL, "--sensor", f"ir=replay:{tmp_path}/a.mcap#ir")
+    assert (code, lines, stderr) == (
+        2, [], f"mars-edge: --sensor ir=replay:{tmp_path}/a.mcap#ir: the recording holds nothing of ir\n",
+    )  # fmt: skip
+
+
+def test_a_replay_decides_by_a_stricter_policy_where_it_is_asked_to(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.mcap"
+    fault = ("--inject", "depth=off@0.3s")
+    _, lines, _ = mars_edge(capsys, "run", *MODEL, "--max-seconds", "1.2", "--record", path, *fault)
+    _, again, _ = mars_edge(capsys, "replay", path, *MODEL, "--fast", "--require", "depth")
+    assert {line["subset"] for line in lines} == {"rgb+depth+ir", "rgb+ir"}
+    for was, now in zip(lines, again, strict=True):
+        changed = {key for key in was if was[key] != now[key] and key != "latency_ms"}
+        assert ("verdict" in changed) == ("depth" not in was["subset"])
+        assert changed <= {"verdict", "label", "score", "reason", "alarm"}
+
+
+def test_a_recording_with_a_model_takes_the_region_and_the_maps_of_a_run(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine.manifest = manifest(task="segmentation", labels=("sky", "sea"), positive_label=None)
+    engine.logits = np.zeros((2, 112, 112), np.float32)
+    code, lines, _ = mars_edge(
+        capsys, "record", tmp_path / "a.mcap", *MODEL, "--maps", tmp_path / "maps", "--max-seconds", "0.4"
+    )
+    assert (code, lines) == (0, [])
+    assert "map-00000000.png" in [path.name for path in (tmp_path / "maps").iterdir()]
+    mars_edge(capsys, "record", tmp_path / "b.mcap", *MODEL, "--region", "face", "--max-seconds", "0.4")
+    settings = [open_recording(tmp_path / name).session.settings for name in ("a.mcap", "b.mcap")]
+    assert [each is not None and each.region is not None for each in settings] == [False, True]
+
+
+def test_a_model_that_gets_no_sample_at_all_records_and_ends_with_the_reason(
+    engine: FakeEngine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("--sensor", "ir=/dev/video97", "--max-seconds", "0.3")
+    code, lines, stderr = mars_edge(capsys, "record", tmp_path / "a.mcap", *MODEL, *given)
+    assert (code, lines) == (3, [])
+    assert stderr.splitlines()[0] == "mars-edge: ir: /dev/video97: no such device"
+    last = "mars-edge: no sensor ever gave a sample (ir: /dev/video97: no such device)"
+    assert stderr.splitlines()[-1] == last
+
+
+def test_an_application_names_its_folder(engine: FakeEngine) -> None:
+    with pytest.raises(UsageError) as caught:
+        mars_runtime.open("any.onnx", flight_recorder="")
+    assert str(caught.value) == "flight_recorder is '', which names no folder"
+    assert engine.closed
 
 
 def test_sensors_can_be_broken_while_they_are_recorded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -237,6 +356,51 @@ def test_a_file_is_recorded_to_its_end(capsys: pytest.CaptureFixture[str], tmp_p
             "--maps: fake answers with a label (classification), not with a map",
         ),
         (["run", "--model", "any.onnx", "--record", "no/x.mcap"], "no/x.mcap: there is no folder no"),
+        (
+            ["run", "--model", "any.onnx", "--flight-recorder", ""],
+            "run: argument --flight-recorder: '' names no folder",
+        ),
+        (
+            ["run", "--model", "any.onnx", "--flight-recorder", "no/where"],
+            "--flight-recorder no/where: no folder no",
+        ),
+        (["run", "--model", "any.onnx", "--maps", " "], "run: argument --maps: ' ' names no folder"),
+        (
+            ["run", "--model", "any.onnx", "--inject", "ir=off@3s", "--max-seconds", "2"],
+            "--inject ir=off@3s: would break nothing, since --max-seconds is 2",
+        ),
+        (
+            ["inject", "x.mcap", "--sensor", "ir=sim:", "--inject", "ir=off@3s", "--max-seconds", "3"],
+            "--inject ir=off@3s: would break nothing, since --max-seconds is 3",
+        ),
+        (
+            ["inject", "x.mcap", "--recording", "a.mcap", "--inject", "ir=off", "--max-seconds", "3"],
+            "inject: --max-seconds has no meaning with --recording, which is taken whole",
+        ),
+        (
+            ["record", "x.mcap", "--sensor", "ir=sim:", "--rate-hz", "5"],
+            "record: --rate-hz has no meaning without --model: nothing is decided",
+        ),
+        (
+            ["record", "x.mcap", "--sensor", "ir=sim:", "--region", "face"],
+            "record: --region has no meaning without --model: nothing is decided",
+        ),
+        (
+            ["record", "x.mcap", "--model", "any.onnx", "--calibration", "c.toml"],
+            "--calibration has no meaning without --region face",
+        ),
+        (
+            ["record", "x.mcap", "--model", "any.onnx", "--maps", "m"],
+            "--maps: fake answers with a label (classification), not with a map",
+        ),
+        (
+            ["replay", "a.mcap", "--model", "any.onnx", "--verify", "--rate-hz", "5"],
+            "replay: --rate-hz has no meaning with --verify: what was recorded is decided as it was",
+        ),
+        (
+            ["replay", "a.mcap", "--model", "any.onnx", "--verify", "--require", "ir"],
+            "replay: --require has no meaning with --verify: what was recorded is decided as it was",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_2(

@@ -353,3 +353,33 @@ def test_two_sensors_cannot_take_one_channel_of_a_camera(camera: Path) -> None:
     assert str(error.value) == (
         f"--sensor ir=realsense:{camera}/depth: depth of this camera feeds another sensor; a channel feeds one"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("no.db3", "no such file"),
+        ("no.bag", "no such file"),
+        ("other.db3", "is no recording of a RealSense camera"),
+    ],
+)
+def test_a_recording_that_is_none_is_refused_before_anything_starts(tmp_path: Path, file: str, message: str) -> None:
+    pytest.importorskip("pyrealsense2")
+    (tmp_path / "other.db3").write_bytes(b"no database at all")
+    spec = parse_flag(f"depth=realsense:{tmp_path}/{file}/depth")
+    with pytest.raises(UsageError) as caught:
+        make_drivers([spec], {"depth": DEPTH}, World(0, 15.0))
+    assert str(caught.value) == f"--sensor {spec.name}={spec.source}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [("run.mcap", "sensor: --sensor depth=replay:{}#depth"), ("run.db3", "stream: --sensor depth=realsense:{}/depth")],
+)
+def test_a_recording_that_is_named_like_a_file_says_how_to_name_it(tmp_path: Path, file: str, hint: str) -> None:
+    (tmp_path / file).touch()
+    with pytest.raises(UsageError) as caught:
+        make_drivers([parse_flag(f"depth={tmp_path}/{file}")], {"depth": DEPTH}, World(0, 15.0))
+    assert str(caught.value) == (
+        f"--sensor depth={tmp_path}/{file}: is a recording; name its {hint.format(tmp_path / file)}"
+    )

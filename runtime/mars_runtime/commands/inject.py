@@ -35,6 +35,8 @@ def _from_recording(options: argparse.Namespace) -> Kept:
     from mars_runtime.recording.injection import inject
     from mars_runtime.recording.reader import open_recording
 
+    if options.max_seconds is not None:
+        raise UsageError("inject: --max-seconds has no meaning with --recording, which is taken whole")
     recording = open_recording(options.recording)
     faults = [parse_fault(text, list(recording.session.modalities)) for text in options.inject]
     return inject(recording, options.file, faults, seed=options.seed)

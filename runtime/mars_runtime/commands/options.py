@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mars_edge.errors import UsageError
 from mars_edge.faults import Fault, parse_fault
 from mars_edge.manifest import Manifest, Policy
-from mars_edge.options import positive
+from mars_edge.options import OneLineParser, positive
 from mars_runtime import policy
 from mars_runtime.engines import Engine, open_engine
 from mars_runtime.pipeline import Settings
 from mars_runtime.region import RegionSettings, load_calibration
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_flag
-from mars_runtime.stream import default_specs
+from mars_runtime.sinks import Sink
+from mars_runtime.stream import Stream, default_specs
 
 # What the native engine takes; a C int would wrap silently.
 MOST_THREADS = 256
@@ -69,16 +70,39 @@ def specs_from(options: argparse.Namespace, manifest: Manifest) -> list[SensorSp
 
 
 def faults_from(options: argparse.Namespace, specs: Sequence[SensorSpec]) -> list[Fault]:
-    """The faults of `--inject`."""
-    return [parse_fault(text, [spec.name for spec in specs]) for text in options.inject]
+    """The faults of `--inject`.
+
+    Raises:
+        UsageError: an unknown sensor or fault, or one that begins when all is over.
+    """
+    faults = [parse_fault(text, [spec.name for spec in specs]) for text in options.inject]
+    for fault in faults:
+        if options.max_seconds is not None and fault.start_s >= options.max_seconds:
+            raise UsageError(f"--inject {fault}: would break nothing, since --max-seconds is {options.max_seconds:g}")
+    return faults
 
 
-def add_policy_options(parser: argparse.ArgumentParser) -> None:
-    """When decisions are made and what may be decided; without --unsafe only stricter than the model's own policy."""
+def given(options: argparse.Namespace, *groups: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """The flags of these groups of options that were given another value than their default."""
+    parser = OneLineParser(add_help=False)
+    for add_group in groups:
+        add_group(parser)
+    defaults = vars(parser.parse_args([]))
+    changed = [name for name, default in defaults.items() if getattr(options, name) != default]
+    return [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def add_loop_options(parser: argparse.ArgumentParser) -> None:
+    """When decisions are made."""
     add = parser.add_argument
     add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="decisions per second, up to 1000")
     add("--newest", action="store_true", help="decide on every new sample, at most --rate-hz (60) times a second")
     add("--deadline-ms", type=positive(float), metavar="MS", help="abstain when a decision comes later than this")
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """What may be decided; without --unsafe only stricter than the model's own policy."""
+    add = parser.add_argument
     add("--require", action="append", default=[], metavar="NAMES", help="abstain without one of these, e.g. 'depth|ir'")
     add("--on-missing", choices=policy.ON_MISSING, help="what a missing sensor means; only stricter than the model's")
     add(
@@ -113,6 +137,36 @@ def region_from(options: argparse.Namespace) -> RegionSettings | None:
         return None
     matrices = {} if options.calibration is None else load_calibration(options.calibration)
     return RegionSettings(yunet=options.face_model, to_reference=matrices)
+
+
+def add_map_options(parser: argparse.ArgumentParser) -> None:
+    """Where the answers of a segmentation go."""
+    what = "segmentation: write the map of each decision as PNG, and an overlay"
+    parser.add_argument("--maps", type=folder, metavar="DIR", help=what)
+
+
+def maps_from(options: argparse.Namespace, stream: Stream) -> list[Sink]:
+    """The sink of `--maps`, if it was given.
+
+    Raises:
+        UsageError: the model is no segmentation, or the folder cannot be made.
+    """
+    if options.maps is None:
+        return []
+    manifest = stream.manifest
+    if manifest.task != "segmentation":
+        raise UsageError(f"--maps: {manifest.name} answers with a label ({manifest.task}), not with a map")
+    from mars_runtime.maps import MapFiles
+
+    camera = next((m.name for m in manifest.modalities if m.kind == "image" and m.name in stream.traits), None)
+    return [MapFiles(options.maps, None if camera is None else (lambda: stream.latest(camera)))]
+
+
+def folder(text: str) -> Path:
+    """An argparse type: a folder that is named; the current one must be written as a dot."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} names no folder")
+    return Path(text)
 
 
 def policy_from(options: argparse.Namespace, manifest: Manifest) -> Policy:

@@ -9,19 +9,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mars_edge.errors import UsageError
 from mars_edge.options import OneLineParser, positive, say
 from mars_runtime.commands.options import (
     add_engine_options,
+    add_loop_options,
+    add_map_options,
     add_policy_options,
     add_region_options,
     add_source_options,
     faults_from,
+    folder,
+    maps_from,
     open_from,
     settings_from,
     specs_from,
 )
-from mars_runtime.commands.signals import stopping_on_signals
+from mars_runtime.commands.remarks import announce, complain
+from mars_runtime.commands.signals import Signals, stopping_on_signals
 from mars_runtime.engines import Engine
 from mars_runtime.pipeline import nothing_came
 from mars_runtime.services.options import add_service_options, check, services
@@ -47,6 +51,7 @@ def _run(options: argparse.Namespace, engine: Engine) -> int:
     settings = settings_from(options, engine.manifest, specs)
     faults = faults_from(options, specs)
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(stopping_on_signals())
         witness = None
         if options.record is not None or options.flight_recorder is not None:
             from mars_runtime.recording.witness import Witness
@@ -69,52 +74,20 @@ def _run(options: argparse.Namespace, engine: Engine) -> int:
             witness=witness,
             live_faults=options.serve is not None,
         )
-        sinks = [*_sinks(options, engine, stream), *services(options, stream, engine.manifest)]
+        signals.end_by(stream.stop)
+        sinks = [*maps_from(options, stream), *services(options, stream, engine.manifest)]
         announce(options, stream)
         for sink in sinks:
             stack.callback(sink.close)
         stack.enter_context(stream)
-        stack.enter_context(stopping_on_signals(stream.stop))
-        _emit(stream, sinks, options)
+        _emit(stream, sinks, options, signals)
     return 0
 
 
-def _sinks(options: argparse.Namespace, engine: Engine, stream: Stream) -> list[Sink]:
-    """Everything but the lines and the live block, which share the terminal."""
-    if options.maps is None:
-        return []
-    manifest = engine.manifest
-    if manifest.task != "segmentation":
-        raise UsageError(f"--maps: {manifest.name} answers with a label ({manifest.task}), not with a map")
-    from mars_runtime.maps import MapFiles
-
-    camera = next((m.name for m in manifest.modalities if m.kind == "image" and m.name in stream.traits), None)
-    return [MapFiles(options.maps, None if camera is None else (lambda: stream.latest(camera)))]
-
-
-def announce(options: argparse.Namespace, stream: Stream) -> None:
-    """Say which sensors are simulated, in one line on stderr."""
-    simulated = [name for name, traits in stream.traits.items() if traits.simulated]
-    if simulated:
-        say(
-            f"{', '.join(simulated)} from the simulated rig (seed {options.seed}), not from real sensors;"
-            " name your own with --sensor NAME=SOURCE",
-            options,
-        )
-
-
-def _emit(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
+def _emit(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace, signals: Signals) -> None:
     _decide(stream, sinks, options)
-    if not any(counts.received for counts in stream.counts().values()):
+    if not signals.came and not any(counts.received for counts in stream.counts().values()):
         raise nothing_came(dict.fromkeys(stream.traits) | stream.errors())
-
-
-def _complain(stream: Stream, said: dict[str, str], options: argparse.Namespace) -> None:
-    """Say why a sensor fails, in its driver's words, when it fails in another way than before."""
-    for name, error in stream.errors().items():
-        if said.get(name) != error:
-            said[name] = error
-            say(f"{name}: {error}", options)
 
 
 def _decide(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) -> None:
@@ -124,7 +97,7 @@ def _decide(stream: Stream, sinks: Sequence[Sink], options: argparse.Namespace) 
             live.clear()
         lines.write(decision)
         if live is None:
-            _complain(stream, said, options)
+            complain(stream, said, options)
         for sink in sinks:
             sink.write(decision)
         if live is not None:
@@ -148,12 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="mars-edge run", description=__doc__, epilog=_EXAMPLE)
     add_engine_options(parser)
     add_source_options(parser)
+    add_loop_options(parser)
     add_policy_options(parser)
     add_region_options(parser)
+    add_map_options(parser)
     add_service_options(parser)
     add = parser.add_argument
     add("--max-decisions", type=positive(int), metavar="N", help="stop after this many decisions")
     add("--record", type=Path, metavar="FILE.mcap", help="keep everything, so that `mars-edge replay` decides it again")
-    add("--flight-recorder", type=Path, metavar="DIR", help="keep 10 s before and 5 s after each fault, a file each")
-    add("--maps", type=Path, metavar="DIR", help="segmentation: write the map of each decision as PNG, and an overlay")
+    add("--flight-recorder", type=folder, metavar="DIR", help="keep 10 s before and 5 s after each fault, a file each")
     return parser

@@ -8,25 +8,43 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# A closed terminal hangs up: what was recorded until then is kept too.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from mars_edge.signals import ENDING
+
+
+class Signals:
+    """Whether a signal came, and what it ends; `stop` may be given later than the signal."""
+
+    def __init__(self, stop: Callable[[], object] | None = None) -> None:
+        self.came = False
+        self._stop = stop
+
+    def end_by(self, stop: Callable[[], object]) -> None:
+        """Call `stop` when a signal comes, now if one has come already."""
+        self._stop = stop
+        if self.came:
+            stop()
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """The handler: the first signal calls `stop`, the second one kills as usual."""
+        signal.signal(number, signal.SIG_DFL)
+        self.came = True
+        if self._stop is not None:
+            self._stop()
 
 
 @contextlib.contextmanager
-def stopping_on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP calls `stop`, the second one kills as usual."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop()
-
+def stopping_on_signals(stop: Callable[[], object] | None = None) -> Iterator[Signals]:
+    """The first SIGINT, SIGTERM or SIGHUP calls `stop`, the second one kills as usual; `nohup` keeps its meaning."""
+    signals = Signals(stop)
     # Signals reach Python's main thread only; a caller elsewhere has its own way to stop.
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield signals
         return
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [number for number in ENDING if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, signals.take) for number in taken}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

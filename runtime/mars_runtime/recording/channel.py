@@ -50,6 +50,15 @@ def open_channel(path: Path | str, name: str, *, clock: Clock = time.monotonic, 
     return RecordedSensor(playback, name, clock=clock, sleep=sleep)
 
 
+def is_empty(path: Path | str, name: str) -> bool:
+    """Whether a recording holds neither a sample nor a failure of a sensor; reads no further than the first.
+
+    Raises:
+        UsageError: as `open_channel`.
+    """
+    return next(_happenings(open_recording(Path(path)), name), None) is None
+
+
 class RecordedSensor:
     """Gives what was recorded when it was recorded; a gap is silence, a failed read fails again.
 

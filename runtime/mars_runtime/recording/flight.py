@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mars_edge.errors import MarsEdgeError, UsageError
+from mars_edge.files import make_folder
 from mars_runtime.decision import Decision
 from mars_runtime.recording.recorder import QUEUE_BYTES, Kept, Recorder, weight
 from mars_runtime.recording.session import Session
@@ -51,7 +52,7 @@ class FlightRecorder:
         say: told of every finished incident and of every failure, one line for people.
 
     Raises:
-        UsageError: the packages are not installed, or the folder cannot be made.
+        UsageError: the packages are not installed, the folder cannot be made, or the one it is to be in does not exist.
     """
 
     def __init__(
@@ -63,10 +64,7 @@ class FlightRecorder:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         load_mcap()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--flight-recorder {folder}: {error.strerror}") from error
+        make_folder(folder, "--flight-recorder")
         self._folder = folder
         self._session = session
         self._bounds = bounds or Bounds()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mars_edge.errors import SensorError
+from mars_edge.errors import SensorError, UsageError
 from mars_edge.faults import Fault
 from mars_runtime.capture import Delivery, Sample
 from mars_runtime.facts import FactFinder
@@ -24,8 +24,9 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
     What is not broken stays as it is, to the bit and the microsecond; facts about broken samples are measured anew.
 
     Raises:
-        UsageError: the recording is damaged, or the target exists.
+        UsageError: the recording is damaged, a fault begins after its sensor's end, or the target exists.
     """
+    _require_inside(recording, faults)
     session = replace(recording.session, model=None, model_id=None, settings=None, note=", ".join(map(str, faults)))
     writer = RecordingWriter(target, session)
     written = 0
@@ -49,6 +50,18 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
         partial(target).unlink(missing_ok=True)
         raise
     return Kept(path=target, written=written, dropped=0)
+
+
+def _require_inside(recording: Recording, faults: Sequence[Fault]) -> None:
+    """A fault that comes too late would leave the recording as it was, without a word."""
+    ends_s = recording.ends_s()
+    for fault in faults:
+        end_s, length_s = ends_s.get(fault.sensor, 0.0), max(ends_s.values(), default=0.0)
+        if fault.start_s > end_s:
+            raise UsageError(
+                f"--inject {fault}: would break nothing: {recording.path} is {length_s:.2f} s long, and "
+                f"{fault.sensor} ends at {end_s:.2f} s"
+            )
 
 
 def _deliveries(recording: Recording) -> Iterator[RecordedDelivery]:

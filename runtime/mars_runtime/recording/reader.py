@@ -75,6 +75,21 @@ class Recording:
             if entry is not None:
                 yield entry
 
+    def ends_s(self) -> dict[str, float]:
+        """By sensor, its last delivery in seconds after the first delivery of any; decodes no sample.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        names = {topic(name, "events"): name for name in self.session.modalities}
+        first_ns: int | None = None
+        ends_ns: dict[str, int] = {}
+        for where, _, message in self._messages():
+            if where in names:
+                first_ns = message.log_time if first_ns is None else min(first_ns, message.log_time)
+                ends_ns[names[where]] = max(message.log_time, ends_ns.get(names[where], 0))
+        return {name: (at_ns - (first_ns or 0)) * 1e-9 for name, at_ns in ends_ns.items()}
+
     def _messages(self) -> Iterator[tuple[str, str, Any]]:
         library = load_mcap()
         channels: dict[int, tuple[str, int]] = {}

@@ -206,7 +206,7 @@ def _microphone(spec: SensorSpec, modality: Modality) -> Driver:
 
 
 def _replay(spec: SensorSpec) -> Driver:
-    from mars_runtime.recording.channel import has_samples, open_channel
+    from mars_runtime.recording.channel import is_empty, open_channel
 
     path, _, name = spec.source.removeprefix("replay:").partition("#")
     if not path:
@@ -214,8 +214,8 @@ def _replay(spec: SensorSpec) -> Driver:
             f"--sensor {spec.name}={spec.source}: a recorded sensor is replay:FILE#SENSOR, e.g. replay:run.mcap#depth"
         )
     driver = open_channel(path, name or spec.name)
-    if not has_samples(path, name or spec.name):
-        raise UsageError(f"--sensor {spec.name}={spec.source}: the recording holds no sample of {name or spec.name}")
+    if is_empty(path, name or spec.name):
+        raise UsageError(f"--sensor {spec.name}={spec.source}: the recording holds nothing of {name or spec.name}")
     return driver
 
 
