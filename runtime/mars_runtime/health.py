@@ -187,6 +187,17 @@ def summary(state: Health, now_s: float) -> Summary:
     return Summary(status="ok", reason=None, age_s=age_s)
 
 
+def suspected(state: Health, limits: Limits) -> str | None:
+    """The fault that will mask this usable sensor if what its newest sample shows goes on; None where nothing does.
+
+    Until then the sensor is used, but what was decided with it would have been decided with a fault.
+    """
+    for name, dwell in (state.content or {}).items():
+        if name in limits.masking and dwell.bad_since_s is not None and not dwell.active:
+            return name
+    return None
+
+
 def _observe(state: Health, event: Event, limits: Limits) -> Health:
     if isinstance(event, SampleSeen):
         return _observe_sample(state, event, limits)

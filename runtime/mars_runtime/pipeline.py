@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, NoSensorError
 from mars_edge.manifest import Policy
-from mars_runtime import downgrade, policy, region, skew
+from mars_runtime import downgrade, health, policy, region, skew
 from mars_runtime.capture import Doorbell, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.downgrade import Watch
@@ -346,7 +346,7 @@ class Pipeline:
         latch_s = self._settings.latch_s
         self._watch = downgrade.step(self._watch, self._critical, present, reasons, now_s, latch_s)
         late = self._settings.deadline_s is not None and late_s > 0.0
-        held = failure or downgrade.objection(self._watch, latch_s)
+        held = failure or downgrade.objection(self._watch, latch_s) or self._suspicion(present)
         return policy.decide(
             self._manifest,
             self._settings.policy,
@@ -355,6 +355,12 @@ class Pipeline:
             allow_uncertified=self._settings.allow_uncertified,
             held=held or (f"made {1000.0 * late_s:.1f} ms after its deadline" if late else None),
         )
+
+    def _suspicion(self, present: Sequence[str]) -> str | None:
+        """Why sensors that are used may not be believed yet; None while none shows a fault that would mask it."""
+        shown = ((name, self._tracks[name]) for name in present)
+        found = {name: fault for name, track in shown if (fault := health.suspected(track.health, track.limits))}
+        return "; ".join(f"{name} may be {fault}: wait and see" for name, fault in found.items()) or None
 
     def _summary(self, name: str, now_s: float, skewed: Mapping[str, Evidence], faceless: bool) -> Summary:
         """What the mask of this decision says."""

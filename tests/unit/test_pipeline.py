@@ -546,3 +546,33 @@ def test_a_restored_pipeline_decides_as_the_first_one_goes_on() -> None:
         for feed in first.feeds.values():
             feed.received = first.feeds["rgb"].received
         assert first.tick(given).to_dict() == second.tick(given).to_dict()
+
+
+def test_a_picture_that_may_mask_its_sensor_is_not_decided_on_until_that_is_known() -> None:
+    bench = Bench(policy=Policy(masking_faults=("dark",)))
+
+    def shown(share: float) -> Decision:
+        bench.now_s += 1.0 / RATE_HZ
+        for name in NAMES:
+            bench.feeds[name].give()
+        bench.feeds["rgb"].events = [SampleSeen(at_s=bench.now_s, dark=share)]
+        return bench.pipeline.decide()
+
+    assert shown(0.0).outcome.verdict == "accept"
+    held = [shown(1.0).outcome for _ in range(5)]
+    assert {(one.verdict, one.reason) for one in held} == {("abstain", "rgb may be dark: wait and see")}
+    # It was a hand that passed by.
+    assert shown(0.0).outcome.verdict == "accept"
+    known = [shown(1.0) for _ in range(round(1.2 * RATE_HZ))][-1]
+    assert (known.modalities["rgb"].status, known.modalities["rgb"].reason) == ("missing", "dark")
+    assert known.outcome.verdict == "accept"
+
+
+def test_a_fault_that_only_degrades_holds_no_decision() -> None:
+    bench = Bench()
+    bench.ticks(3, NAMES)
+    bench.now_s += 1.0 / RATE_HZ
+    for name in NAMES:
+        bench.feeds[name].give()
+    bench.feeds["rgb"].events = [SampleSeen(at_s=bench.now_s, dark=1.0)]
+    assert bench.pipeline.decide().outcome.verdict == "accept"

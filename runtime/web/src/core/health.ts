@@ -132,6 +132,14 @@ export function summary(state: Health, nowS: number): Summary {
   return { status: "ok", reason: null, ageS: age, evidence: {} };
 }
 
+/** The fault that will mask this usable sensor if what its newest sample shows goes on; null where nothing does. */
+export function suspected(state: Health, limits: Limits): string | null {
+  const found = Object.entries(state.content).find(
+    ([name, each]) => limits.masking.includes(name) && each.badSinceS !== null && !each.active,
+  );
+  return found === undefined ? null : found[0];
+}
+
 function observe(state: Health, event: Event, limits: Limits): Health {
   if (event.type === "sample") return observeSample(state, event, limits);
   if (event.type === "ended") return { ...state, ended: true };

@@ -3,7 +3,7 @@ import type { Tensor } from "../core/arrays";
 import { CALM, criticalSensors, holding, watched } from "../core/downgrade";
 import { EngineError, UsageError } from "../core/errors";
 import type { Expert } from "../core/gates";
-import type { Summary } from "../core/health";
+import { suspected, type Summary } from "../core/health";
 import type { Evidence } from "../core/healthTable";
 import type { Policy } from "../core/manifest";
 import { decide, type Outcome } from "../core/policy";
@@ -194,7 +194,7 @@ export class Pipeline {
     const used = present.flatMap((name) => followed.get(name)!.featureShownS ?? []);
     const reasons = Object.fromEntries(modalities.map(([name, { reason }]) => [name, reason]));
     this.watch = watched(this.watch, this.critical, present, reasons, endS, this.latchS);
-    const held = failure ?? holding(this.watch, this.latchS);
+    const held = failure ?? holding(this.watch, this.latchS) ?? suspicion(present, followed);
     const outcome = decide(manifest, this.policy, present, inference?.logits ?? null, { held });
     this.seq += 1;
     return {
@@ -212,4 +212,14 @@ export class Pipeline {
       ageMs: used.length === 0 ? null : 1000 * (endS - Math.min(...used)),
     };
   }
+}
+
+/** Why sensors that are used may not be believed yet; null while none shows a fault that would mask it. */
+function suspicion(present: readonly string[], followed: ReadonlyMap<string, Track>): string | null {
+  const found = present.flatMap((name) => {
+    const track = followed.get(name)!;
+    const fault = suspected(track.health, track.limits);
+    return fault === null ? [] : [`${name} may be ${fault}: wait and see`];
+  });
+  return found.length === 0 ? null : found.join("; ");
 }
