@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -84,19 +83,28 @@ class Oak:
         return devices[self._device]
 
     def _build(self) -> None:
-        sockets = [str(socket).rpartition(".")[2] for socket in self._connected.getConnectedCameras()]
+        there = list(self._connected.getConnectedCameras())
         self.refused = {}
         for channel, rate_hz in self._rates_hz.items():
             needs = ("left", "right") if channel == DEPTH else (channel,)
-            absent = [CHANNELS[need][0] for need in needs if CHANNELS[need][0] not in sockets]
+            absent = [CHANNELS[need][0] for need in needs if self._socket(need) not in there]
             if absent:
-                what = f"has no camera at {', '.join(absent)}; it has: {', '.join(sockets)}"
+                what = f"has no camera at {', '.join(absent)}"
                 self.refused[channel] = f"{self.channels[channel].description}: {what}"
                 continue
             output = self._depth(rate_hz) if channel == DEPTH else self._picture(channel, rate_hz)
             self._queues[channel] = output.createOutputQueue(maxSize=1, blocking=False)
+            self._queues[channel].addCallback(self._arrival(channel))
         if not self._queues:
             raise SensorError(next(iter(self.refused.values())))
+
+    def _arrival(self, channel: str) -> Any:
+        newest = self._newest
+
+        def arrive(frame: Any) -> None:
+            newest.put(channel, frame)
+
+        return arrive
 
     def _depth(self, rate_hz: float) -> Any:
         stereo = self._pipeline.create(self._library.node.StereoDepth)
@@ -111,9 +119,12 @@ class Oak:
     def _camera(self, channel: str) -> Any:
         """The one node of a socket, which may have several outputs."""
         if channel not in self._cameras:
-            socket = getattr(self._library.CameraBoardSocket, CHANNELS[channel][0])
-            self._cameras[channel] = self._pipeline.create(self._library.node.Camera).build(socket)
+            node = self._pipeline.create(self._library.node.Camera)
+            self._cameras[channel] = node.build(self._socket(channel))
         return self._cameras[channel]
+
+    def _socket(self, channel: str) -> Any:
+        return getattr(self._library.CameraBoardSocket, CHANNELS[channel][0])
 
     def _describe(self, device_id: str) -> None:
         speed = str(self._connected.getUsbSpeed()).rpartition(".")[2]
@@ -130,26 +141,18 @@ class Oak:
         """
         if self._pipeline is None:
             raise SensorError(f"{self.traits.description}: read before open")
-        taken = self._newest.take(0.0)
+        taken = self._newest.take(timeout_s)
         if taken is None:
-            self._receive(timeout_s)
-            taken = self._newest.take(0.0)
-        if taken is None:
-            if not self._pipeline.isRunning():
-                raise SensorError(f"{self.traits.description}: unplugged", gone=True)
+            self._look_why()
             return None
         channel, frame = taken
         stamp_s, now_s = frame.getTimestamp().total_seconds(), time.monotonic()
         data, number = np.array(frame.getFrame()), int(frame.getSequenceNum())
         return channel, Frame(data=data, sequence=number, captured_s=min(stamp_s, now_s))
 
-    def _receive(self, timeout_s: float) -> None:
-        try:
-            arrived = self._library.MessageQueue.getAny(self._queues, datetime.timedelta(seconds=timeout_s))
-        except RuntimeError as error:
-            raise SensorError(f"{self.traits.description}: {' '.join(str(error).split())}", gone=True) from error
-        for channel, frame in arrived.items():
-            self._newest.put(channel, frame)
+    def _look_why(self) -> None:
+        if not self._pipeline.isRunning() or all(queue.isClosed() for queue in self._queues.values()):
+            raise SensorError(f"{self.traits.description}: unplugged", gone=True)
 
     def close(self) -> None:
         """Stop the streams and let the camera go."""
