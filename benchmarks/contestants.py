@@ -156,7 +156,7 @@ def _session(path: Path, threads: int) -> Any:
 def openvino(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
     """One dense graph in OpenVINO for least latency; "bf16" is its own default where the processor has it."""
     if importlib.util.find_spec("openvino") is None:
-        raise UnavailableError(reason="not installed: openvino (pip install openvino)")
+        raise UnavailableError(reason="not installed: openvino (pip install 'mars-edge[bench]')")
     import openvino as runtime
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
@@ -180,7 +180,7 @@ def openvino(path: Path, modalities: Sequence[Modality], threads: int, name: str
 def litert(path: Path, modalities: Sequence[Modality], threads: int) -> Contestant:
     """One dense graph in LiteRT, which was TensorFlow Lite, with its XNNPACK delegate."""
     if importlib.util.find_spec("ai_edge_litert") is None:
-        raise UnavailableError(reason="not installed: ai-edge-litert")
+        raise UnavailableError(reason="not installed: ai-edge-litert (pip install 'mars-edge[bench]')")
     if not path.exists():
         raise UnavailableError(reason="not converted: give --litert-python, see benchmarks/to_litert.py")
     from ai_edge_litert.interpreter import Interpreter

@@ -2,14 +2,17 @@
 
     python answers.py MODEL SAMPLES.npz           run the model on the samples
     python answers.py MODEL SAMPLES.npz --record  first write 20 frames of raw samples there
+    python answers.py A.jsonl B.jsonl --compare   whether two machines agree: exit code 1 if they do not
 
-Two machines agree when their outputs are the same text.
+Two machines agree when the logits are the same bits, and the same experts ran with gates within 2^-20: the router is
+float32, and its kernels add in another order on another processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +67,34 @@ def show(engine: Engine, path: Path) -> None:
             print(json.dumps(line), flush=True)
 
 
+def differing(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many answers of two machines disagree; lines that one of them lacks do."""
+    pairs = list(zip(map(json.loads, one), map(json.loads, other), strict=False))
+    return abs(len(one) - len(other)) + sum(not _agree(a, b) for a, b in pairs)
+
+
+def _agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    gates = [[float.fromhex(gate) for _, gate in answer["experts"]] for answer in (one, other)]
+    exact = [
+        (answer["frame"], answer["subset"], answer["logits"], [index for index, _ in answer["experts"]])
+        for answer in (one, other)
+    ]
+    return exact[0] == exact[1] and all(abs(a - b) <= 2.0**-20 for a, b in zip(*gates, strict=True))
+
+
 def main() -> int:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("samples", type=Path)
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--compare", action="store_true")
     options = parser.parse_args()
+    if options.compare:
+        one, other = (Path(path).read_text().splitlines() for path in (options.model, options.samples))
+        count = differing(one, other)
+        print(f"{count} of {len(one)} answers differ")
+        return 1 if count or not one else 0
     engine = open_engine(options.model)
     if options.record:
         record(engine.manifest, options.samples)
