@@ -43,6 +43,7 @@ _ERRORS = (
     (r"\b401\b|\b403\b", "no access", "check user name and password of the camera"),
     (r"\b404\b|\b454\b", "wrong address", "look the path up in the camera's manual"),
     (r"not look|pip install|apt install", "not installed", "install it"),
+    (r"no sound input", "no sound device", "plug a microphone in, or start the sound server of this user"),
     (r"refused by|no host", "no server", "is the camera on, and on this network?"),
     (
         r"no such|unplugged|No input device|connected: none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,15 +90,25 @@ class Listener:
 
     Args:
         modality: what a model wants of the sensor; None takes it from the first sample.
+        stop: ends it early.
     """
 
-    def __init__(self, driver: Driver, modality: Modality | None, *, keep: bool, clock: Clock) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        modality: Modality | None,
+        *,
+        keep: bool,
+        clock: Clock,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.modality = modality
         self.kept: list[Sample] = []
         self._given = modality is not None
         self._driver = driver
         self._keep = keep
         self._clock = clock
+        self._stop = stop or threading.Event()
         self._finder: FactFinder | None = None
         self._kept_bytes = 0
         self._seen: list[SampleSeen] = []
@@ -113,7 +124,7 @@ class Listener:
             SensorError: the driver's, or no sample came.
         """
         until_s, first = self._clock() + FIRST_SAMPLE_S, True
-        while (now_s := self._clock()) < until_s:
+        while (now_s := self._clock()) < until_s and not self._stop.is_set():
             frame = self._driver.read(min(_READ_S, until_s - now_s))
             if frame is not None:
                 until_s = self._clock() + seconds if first else until_s
@@ -199,9 +210,19 @@ def examine(
     keep: bool = False,
     clock: Clock = time.monotonic,
     sysfs: Path = _SYSFS,
+    stop: threading.Event | None = None,
 ) -> tuple[Measured, Listener]:
-    """Open, listen for `seconds` after the first sample, close; a `SensorError` is a finding and never raised."""
-    listener, error, open_s, begin_s = Listener(driver, modality, keep=keep, clock=clock), None, None, clock()
+    """Open, listen for `seconds` after the first sample, close; a `SensorError` is a finding and never raised.
+
+    Args:
+        stop: when it is set, the listening ends within 0.1 s.
+    """
+    listener, error, open_s, begin_s = (
+        Listener(driver, modality, keep=keep, clock=clock, stop=stop),
+        None,
+        None,
+        clock(),
+    )
     try:
         driver.open()
         open_s = clock() - begin_s

@@ -17,10 +17,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,35 +70,72 @@ class Inventory:
 
 def look(*, probe: bool) -> Inventory:
     """Every device; with `probe` each is opened, one after the other, and has to give a sample."""
+    children = _Children()
     with ThreadPoolExecutor(max_workers=len(LOOKERS)) as workers:
-        found = list(workers.map(_look_for, LOOKERS))
+        try:
+            found = list(workers.map(partial(_look_for, children=children), LOOKERS))
+        except BaseException:
+            # Ctrl-C: the threads end with the processes they wait for.
+            children.end()
+            raise
     devices = [device for devices, _ in found for device in devices]
     notes = tuple(note for _, note in found if note)
     return Inventory(devices=tuple(probed(device) if probe else device for device in devices), notes=notes)
 
 
+class _Children:
+    """Processes that are killed together; one that starts after the end is killed at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._ended = False
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            self._started.append(process)
+            if self._ended:
+                process.kill()
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for process in self._started:
+                process.kill()
+
+
 def _look_for(
-    kind: str, *, module: str = "mars_runtime.inventory", limit_s: float = _LOOK_S
+    kind: str,
+    *,
+    module: str = "mars_runtime.inventory",
+    limit_s: float = _LOOK_S,
+    children: _Children | None = None,
 ) -> tuple[list[Device], str]:
     command = [sys.executable, "-P", "-m", module, kind]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - as the interpreter reads it
     try:
         # Some kits write their log into the working folder.
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(
                 command,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=limit_s,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
-                check=False,
-            )
+            ) as process,
+        ):
+            (children or _Children()).add(process)
+            try:
+                said, _ = process.communicate(timeout=limit_s)
+            finally:
+                process.kill()
     except subprocess.TimeoutExpired:
         return [], f"{kind}: its library does not answer within {limit_s:g} s"
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        return [], f"{kind}: its library crashed (exit code {done.returncode})"
+    lines = said.splitlines()
+    if process.returncode != 0 or not lines:
+        return [], f"{kind}: its library crashed (exit code {process.returncode})"
     answer = json.loads(lines[-1])
     return [Device(**entry) for entry in answer["devices"]], answer["note"]
 
@@ -182,14 +221,17 @@ def microphones() -> list[Device]:
     """Every input of PortAudio.
 
     Raises:
-        SensorError: the package or library is missing, or PortAudio does not start.
+        SensorError: the package or library is missing, PortAudio does not start, or why it finds none.
     """
-    from mars_runtime.sensors.microphone import load_portaudio
+    from mars_runtime.sensors.microphone import inputs, load_portaudio
+    from mars_runtime.sensors.sound_system import why_no_input
 
     portaudio = load_portaudio()
     apis = [api["name"] for api in portaudio.query_hostapis()]
-    inputs = [device for device in portaudio.query_devices() if device["max_input_channels"] > 0]
-    names = [device["name"] for device in inputs]
+    found = inputs(portaudio)
+    if not found:
+        raise SensorError(f"no sound input: {why_no_input()}")
+    names = [device["name"] for device in found]
     return [
         Device(
             kind="microphone",
@@ -198,7 +240,7 @@ def microphones() -> list[Device]:
             name=device["name"],
             detail=f"{apis[device['hostapi']]}, {device['default_samplerate']:g} Hz",
         )
-        for device in inputs
+        for device in found
     ]
 
 

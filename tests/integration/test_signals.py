@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mars_edge import signals
+from mars_edge import cli, signals
+from mars_runtime import inventory
 from mars_runtime.commands.signals import stopping_on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +54,18 @@ def running(*arguments: str, script: str | None = None) -> Iterator[subprocess.P
             process.kill()
 
 
+def wait_until_caught(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """What the interpreter does until it runs our first line is not ours; SIGINT it catches itself."""
+    until_s = time.monotonic() + 10.0
+    while time.monotonic() < until_s:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{number.name} is not caught within 10 s")
+
+
 @pytest.mark.parametrize("number", signals.ENDING)
 @pytest.mark.parametrize("command", ["run", "record", "doctor", "train"])
 def test_a_signal_while_a_command_is_imported_ends_it_at_once_with_the_shells_exit_code(
@@ -77,9 +93,10 @@ def test_a_signal_at_any_moment_of_the_start_of_a_run_ends_it_without_a_tracebac
         assert process.stdout is not None
         process.stdout.readline()
         start_s = time.monotonic() - begin_s
+    begin_s = time.monotonic()
     with running(*arguments) as process:
-        # What the interpreter itself does until it runs our first line is not ours.
-        time.sleep(max(0.15, share * start_s))
+        wait_until_caught(process, number)
+        time.sleep(max(0.0, begin_s + share * start_s - time.monotonic()))
         process.send_signal(number)
         _, stderr = process.communicate(timeout=20)
     assert stderr == ""
@@ -129,3 +146,65 @@ def test_a_command_of_the_runtime_that_is_ended_closes_what_it_opened() -> None:
             process.send_signal(number)
             stdout, stderr = process.communicate(timeout=20)
         assert (process.returncode, stdout, stderr) == (128 + number, "closed\n", "")
+
+
+@contextmanager
+def signal_after(seconds: float, number: signal.Signals) -> Iterator[list[float]]:
+    """Send it to this process then; gives the time of its sending."""
+    sent_s: list[float] = []
+
+    def send() -> None:
+        sent_s.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    timer = threading.Timer(seconds, send)
+    timer.start()
+    try:
+        yield sent_s
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A port of a camera that accepts and never says a word: an open of it takes 5 s."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def exit_code_of(*arguments: str) -> int:
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_doctor_ends_within_a_second_while_it_measures_and_while_an_open_hangs(
+    number: signal.Signals, silent_server: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sensors = ["--sensor", "depth=sim:", "--sensor", f"rgb=http://127.0.0.1:{silent_server}/"]
+    threads = threading.active_count()
+    with signal_after(1.5, number) as sent_s:
+        assert exit_code_of("doctor", *sensors, "--seconds", "60") == 128 + number
+        took_s = time.monotonic() - sent_s[0]
+    assert took_s < 1.0
+    assert threading.active_count() == threads
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["doctor", "devices"])
+def test_a_signal_while_devices_are_looked_for_ends_it_and_the_processes_that_look(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = partial(inventory._look_for, module="tests.helpers.odd_looker", limit_s=60.0)
+    monkeypatch.setattr(inventory, "_look_for", looking)
+    monkeypatch.setattr(inventory, "LOOKERS", {"hangs": lambda: [], "chats": lambda: []})
+    with signal_after(1.0, signal.SIGINT) as sent_s:
+        assert exit_code_of(command) == 130
+        took_s = time.monotonic() - sent_s[0]
+    assert took_s < 1.0
+    children = (Path("/proc/self/task") / str(os.getpid()) / "children").read_text().split()
+    assert not [child for child in children if "odd_looker" in Path(f"/proc/{child}/cmdline").read_text()]

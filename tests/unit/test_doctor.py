@@ -52,6 +52,16 @@ def test_sensors_that_are_well_have_no_finding() -> None:
         ("/dev/video0: busy, used by zoom (process 7)", "busy"),
         ("/dev/video0: no such device", "not there"),
         ("camera /dev/video0: unplugged", "not there"),
+        (
+            "microphone (default): no sound input: this machine has no sound card, and no PulseAudio or PipeWire"
+            " server runs for this user",
+            "no sound device",
+        ),
+        (
+            "microphone (default): no sound input: this machine has no sound card, and ALSA has no way to the sound"
+            " server that runs: apt install libasound2-plugins",
+            "not installed",
+        ),
         ("microphone x: No input device matching 'x': `mars-edge devices` lists those there are", "not there"),
         ("RealSense 7 depth: no such camera; connected: none", "not there"),
         ("stream http://h/x: http 401: the user name or the password is missing or wrong", "no access"),

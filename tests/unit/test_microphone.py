@@ -123,9 +123,14 @@ class Stream:
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> type[Stream]:
     class Own(Stream):
+        inputs = 2
         opened: list[tuple[int, int]] = []  # noqa: RUF012 - one list per test
 
-    def query_devices(device: object, kind: str) -> dict[str, Any]:
+    def query_devices(device: object = None, kind: str | None = None) -> Any:
+        if kind is None:
+            return [{"name": "Array: USB Audio", "max_input_channels": Own.inputs}]
+        if not Own.inputs:
+            raise RuntimeError("Error querying device -1")
         if device == "nobody":
             raise ValueError("No input device matching 'nobody'")
         return {"name": "Array: USB Audio", "default_samplerate": 44100.0, "max_input_channels": 2}
@@ -192,6 +197,19 @@ def test_a_device_that_cannot_be_opened_is_one_line(portaudio: type[Stream], dev
     with pytest.raises(SensorError) as error:
         Microphone(device, VOICE).open()
     assert str(error.value) == message
+    assert error.value.gone
+
+
+@pytest.mark.parametrize("device", ["", "pulse"])
+def test_a_machine_without_sound_input_says_why_it_has_none(
+    portaudio: Any, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    portaudio.inputs = 0
+    monkeypatch.setattr(microphone, "why_no_input", lambda: "this machine has no sound card")
+    with pytest.raises(SensorError) as error:
+        Microphone(device, VOICE).open()
+    name = device or "(default)"
+    assert str(error.value) == f"microphone {name}: no sound input: this machine has no sound card"
     assert error.value.gone
 
 

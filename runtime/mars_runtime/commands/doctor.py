@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mars_runtime.commands.options import given_specs
 from mars_runtime.diagnosis import Finding, Verdict, diagnose
 from mars_runtime.examination import Listener, Measured, examine
 from mars_runtime.inventory import look
+from mars_runtime.sensors.driver import Driver, Interruptible
 from mars_runtime.sensors.simulated import World
 from mars_runtime.sensors.source import ALLOWED, SensorSpec, check_names, make_drivers
 from mars_runtime.text import fact, heading
@@ -97,16 +100,26 @@ def _examined(
     """All sensors at once, as they run: what they take from each other shows."""
     from mars_runtime.recording.sensors_alone import assumed_modality
 
-    world = World(0, _RIG_HZ)
+    world, stop = World(0, _RIG_HZ), threading.Event()
     drivers = make_drivers(specs, {spec.name: modalities[spec.name] or assumed_modality(spec) for spec in specs}, world)
     with ThreadPoolExecutor(max_workers=len(specs)) as workers:
-        jobs = [
-            workers.submit(examine, drivers[spec.name], spec.source, modalities[spec.name], seconds=seconds, keep=keep)
-            for spec in specs
-        ]
-        results = [job.result() for job in jobs]
+        listen = partial(examine, seconds=seconds, keep=keep, stop=stop)
+        try:
+            jobs = [workers.submit(listen, drivers[s.name], s.source, modalities[s.name]) for s in specs]
+            results = [job.result() for job in jobs]
+        except BaseException:
+            # Ctrl-C: the executor waits for its threads, so they must end.
+            _abandon(drivers.values(), stop)
+            raise
     measured = {spec.name: result[0] for spec, result in zip(specs, results, strict=True)}
     return [_report(spec, measured) for spec in specs], [listener for _, listener in results]
+
+
+def _abandon(drivers: Iterable[Driver], stop: threading.Event) -> None:
+    stop.set()
+    for driver in drivers:
+        if isinstance(driver, Interruptible):
+            driver.interrupt()
 
 
 def _report(spec: SensorSpec, measured: Mapping[str, Measured]) -> Report:

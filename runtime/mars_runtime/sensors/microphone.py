@@ -20,6 +20,7 @@ from mars_edge.errors import SensorError, UsageError
 from mars_edge.modality import Modality
 from mars_runtime.sensors.driver import Frame, Traits
 from mars_runtime.sensors.resample import Resampler
+from mars_runtime.sensors.sound_system import why_no_input
 from mars_runtime.sensors.wav import hop_s
 
 _RING_S = 2.0
@@ -58,6 +59,11 @@ def load_portaudio() -> Any:
         # sounddevice's own PortAudioError is not importable before the import has succeeded.
         raise SensorError(f"PortAudio does not start: {_one_line(error)}") from error
     return sounddevice
+
+
+def inputs(portaudio: Any) -> list[dict[str, Any]]:
+    """Every device of PortAudio that gives sound, as PortAudio describes it."""
+    return [device for device in portaudio.query_devices() if device["max_input_channels"] > 0]
 
 
 class Ring:
@@ -178,7 +184,8 @@ class Microphone:
             self._start(found)
         except (portaudio.PortAudioError, ValueError) as error:
             self.close()
-            raise SensorError(f"{self.traits.description}: {_cause(error)}", gone=True) from error
+            cause = _cause(error) if inputs(portaudio) else f"no sound input: {why_no_input()}"
+            raise SensorError(f"{self.traits.description}: {cause}", gone=True) from error
         self.traits = Traits(
             description=self.traits.description,
             rate_hz=self._device_hz / self._block,
