@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mars_edge.artifact import verify
+from mars_edge.artifact import onnx_manifest, verify
 from mars_edge.errors import EngineError
+from mars_edge.manifest import Manifest
 from mars_runtime.engines import graph, native, read_manifest
 from mars_runtime.engines.native import NativeRunner
 from mars_runtime.models import find_model
@@ -162,6 +164,36 @@ def test_an_onnx_tells_operators_by_method() -> None:
     methods = {cost["method"] for cost in found["costs"]}
     assert {"encode_rgb", "encode_depth", "encode_ir", "head", "graph"} <= methods
     assert all(cost["us"] >= 0.0 for cost in found["costs"])
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_a_graph_is_profiled_with_the_options_its_engine_runs_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: int | None
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    seen: list[Any] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def session(_model: bytes, options: Any, **_named: Any) -> Any:
+        seen.append(options)
+        raise StoppedError
+
+    sealed = verify(find_model("face_antispoof.onnx"))
+    manifest = Manifest.from_json(onnx_manifest(sealed))
+    monkeypatch.setattr(runtime, "InferenceSession", session)
+    with pytest.raises(StoppedError):
+        graph.OnnxEngine(manifest, sealed.data, threads=threads)
+    with pytest.raises(StoppedError):
+        operators._profiled(sealed.data, manifest, threads, tmp_path)
+    spinning = "session.intra_op.allow_spinning"
+    engine, profile = (
+        (o.intra_op_num_threads, o.inter_op_num_threads, o.execution_mode, o.get_session_config_entry(spinning))
+        for o in seen
+    )
+    assert profile == engine
+    assert seen[1].enable_profiling
 
 
 def test_an_engine_that_cannot_time_operators_says_so_in_one_line() -> None:

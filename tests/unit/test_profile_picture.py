@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mars_edge.errors import UsageError
 from mars_runtime.profiling.drawing import COLOURS, SERIES, Box, Drawing, Text, text_width, to_png, to_svg
 from mars_runtime.profiling.drawing import Path as Line
 from mars_runtime.profiling.picture import draw, stages_of, ticks, write
@@ -211,3 +212,12 @@ def test_the_suffix_says_the_kind(tmp_path: Path, name: str, head: bytes) -> Non
     write(report(), tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(head)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.PNG", "a"])
+def test_a_picture_of_another_kind_is_refused_and_nothing_is_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(UsageError) as refusal:
+        write(report(), path)
+    assert str(refusal.value) == f"picture {path}: ends in {path.suffix!r}; allowed: .svg, .png"
+    assert list(tmp_path.iterdir()) == []

@@ -150,13 +150,7 @@ def _of_graph(sealed: Sealed, threads: int | None) -> dict[str, Any]:
 
 def _profiled(model: bytes, manifest: Manifest, threads: int | None, folder: Path) -> Path:
     runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    options.inter_op_num_threads = 1
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = _options(runtime, threads, folder)
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     samples = _samples(manifest)
     feed: dict[str, NDArray[Any]] = {}
@@ -167,6 +161,19 @@ def _profiled(model: bytes, manifest: Manifest, threads: int | None, folder: Pat
     for _ in range(_WARMUP + RUNS):
         session.run(None, feed)
     return Path(session.end_profiling())
+
+
+def _options(runtime: Any, threads: int | None, folder: Path) -> Any:
+    """Those of the engine, with the profile: a pool that spins would tell other times than its decisions take."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def graph_costs(events: Sequence[Mapping[str, Any]], methods: Sequence[str], runs: int) -> list[OperatorCost]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mars_edge.errors import UsageError
 from mars_edge.files import write_whole
 from mars_runtime.profiling import drawing
 from mars_runtime.profiling.drawing import SERIES, Box, Drawing, Shape, Text, text_width, to_png, to_svg
@@ -25,9 +26,15 @@ Report = Mapping[str, Any]
 
 
 def write(report: Report, path: Path) -> None:
-    """The picture as the kind that the path's suffix names, .svg or .png; it appears whole."""
-    made = draw(report)
-    write_whole(path, to_png(made) if path.suffix == ".png" else to_svg(made))
+    """The picture as the kind that the path's suffix names; it appears whole.
+
+    Raises:
+        UsageError: the suffix is neither .svg nor .png.
+    """
+    kinds: dict[str, Callable[[Drawing], str | bytes]] = {".svg": to_svg, ".png": to_png}
+    if path.suffix not in kinds:
+        raise UsageError(f"picture {path}: ends in {path.suffix!r}; allowed: {', '.join(kinds)}")
+    write_whole(path, kinds[path.suffix](draw(report)))
 
 
 def draw(report: Report) -> Drawing:
