@@ -116,9 +116,10 @@ def test_a_fan_that_turns_is_no_throttling_and_nobody_who_tells_it_is_unknown(tm
     assert (now.flags, now.throttled) == (None, None)
 
 
-def test_the_firmwares_own_file_is_read_before_a_tool_is_started(tmp_path: Path) -> None:
-    files = {**PI_5, "sys/devices/platform/soc/soc:firmware/get_throttled": "5\n"}
-    assert heat(host(tmp_path, files, {"vcgencmd get_throttled": "throttled=0x0"})).throttled is True
+def test_the_kernels_copy_of_the_firmwares_answer_is_not_believed(tmp_path: Path) -> None:
+    files = {**PI_5, "sys/devices/platform/soc/soc:firmware/get_throttled": "0\n"}
+    assert heat(host(tmp_path, files, {"vcgencmd get_throttled": "throttled=0x5"})).throttled is True
+    assert heat(host(tmp_path, files), tools=False).throttled is None
 
 
 def test_no_tool_is_started_between_two_rounds(tmp_path: Path) -> None:

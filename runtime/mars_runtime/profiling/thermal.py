@@ -11,7 +11,6 @@ from mars_runtime.profiling.host import Host
 # Bits of the Raspberry Pi's firmware: now, and 16 bits higher since boot
 # (https://www.raspberrypi.com/documentation/computers/os.html#get_throttled).
 _PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-_PI_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _HEX = re.compile(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)")
 # Counters that only ever grow: x86 per core and package, Jetson's over-current alarms.
 _COUNTERS = ("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count", "sys/class/hwmon/hwmon*/oc*_event_cnt")
@@ -70,7 +69,8 @@ def _zones(host: Host) -> list[tuple[str, float]]:
 
 
 def _pi_bits(host: Host, *, tools: bool) -> int | None:
-    said = host.text(_PI_FILE) or (host.run(["vcgencmd", "get_throttled"]) if tools else None)
+    """The firmware's own answer. The kernel's file of that name holds a copy that another reader may have reset."""
+    said = host.run(["vcgencmd", "get_throttled"]) if tools else None
     found = _HEX.fullmatch(said or "")
     return int(found[1], 16) if found else None
 
