@@ -8,6 +8,7 @@ import shutil
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -262,6 +263,16 @@ def test_off_loopback_it_asks_for_a_token_and_hints_at_tls(
         port = urlsplit(first.split(" at ")[1]).port
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10)
+
+
+def test_a_command_that_is_stopped_at_once_ends_in_good_order() -> None:
+    command = [sys.executable, "-m", "mars_edge", "serve", "--model", "face_antispoof.onnx", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "page at http://127.0.0.1:" in process.stderr.readline()
+        # The rig is being rendered now.
+        process.terminate()
+        assert (process.wait(20), process.stderr.read()) == (0, "")
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")

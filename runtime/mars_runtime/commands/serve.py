@@ -38,15 +38,17 @@ def run(options: argparse.Namespace, stop: threading.Event) -> int:
     tls = _tls(options.cert, options.key)
     files = _contents(options)
     site = WebSite(address, files, token=token, tls=tls)
+    # Rendered before a page asks for it: that takes as long as everything else a page loads.
+    rendering = threading.Thread(target=files.get(RIG), name="render-rig")
+    rendering.start()
     try:
-        if RIG in files:
-            # Rendered before a page asks for it: that takes as long as everything else a page loads.
-            threading.Thread(target=files[RIG], name="render-rig", daemon=True).start()
-        _announce(site, address, token, tls, options)
         with stopping_on_signals(stop.set):
+            _announce(site, address, token, tls, options)
             stop.wait()
     finally:
         site.close()
+        # A thread that is inside OpenCV when the interpreter ends takes the process down with it.
+        rendering.join()
     return 0
 
 
