@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mars_edge import __version__, signals
 from mars_edge.errors import MarsEdgeError, UsageError
@@ -78,7 +77,7 @@ def _open_closed_streams() -> None:
     """A daemon may start us with stdout or stderr closed: text for one must then not reach the other."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
 
 
 def _discard_stdout() -> None:

@@ -9,9 +9,13 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import NoReturn
+
+# Until this module is loaded a signal is a traceback: what only the annotations need would double that time.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import NoReturn
 
 # A closed terminal hangs up.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

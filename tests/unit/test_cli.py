@@ -279,3 +279,13 @@ def test_a_number_that_no_counter_holds_is_refused_in_one_line(capsys: pytest.Ca
     assert capsys.readouterr().err == f"mars-edge: {expected}\n"
     assert cli.main(["run", "--model", "m.pte", "--threads", "4294967298"]) == 2
     assert capsys.readouterr().err == "mars-edge: run: argument --threads: 4294967298 is above 256\n"
+
+
+def test_nothing_slow_is_loaded_before_signals_are_taken(repository: Path) -> None:
+    """Until then Ctrl-C is a traceback; without `site`, which loads modules of its own accord."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from mars_edge import cli; "
+        "print(*sorted({'pathlib', 'typing', 'urllib', 'argparse', 'json', 'numpy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script, str(repository)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "\n"
