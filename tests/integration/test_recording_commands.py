@@ -195,6 +195,25 @@ def test_a_fault_after_the_end_of_a_recorded_sensor_is_refused_with_the_recordin
     assert [path.name for path in tmp_path.iterdir()] == ["a.mcap"]
 
 
+@pytest.mark.parametrize("fault", ["rgb=off@0.7s+0.1s", "rgb=off@0.1s+0s"])
+def test_a_fault_that_meets_no_sample_is_refused_and_leaves_no_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, fault: str
+) -> None:
+    gap = ("--inject", "rgb=off@0.5s+0.5s", "--max-seconds", "2")
+    mars_edge(capsys, "inject", tmp_path / "a.mcap", "--sensor", "ir=sim:", "--sensor", "rgb=sim:", *gap)
+    entries = list(open_recording(tmp_path / "a.mcap").entries(only=["rgb"]))
+    count = sum(entry.delivery.sample is not None for entry in entries)  # type: ignore[union-attr]
+    both = ("--inject", "ir=off@0.5s", "--inject", fault)
+    code, _, stderr = mars_edge(capsys, "inject", tmp_path / "b.mcap", "--recording", tmp_path / "a.mcap", *both)
+    assert (code, stderr) == (
+        2,
+        f"mars-edge: --inject {fault}: would break nothing: none of the {count} samples of rgb in {tmp_path}/a.mcap "
+        "is of that time\n",
+    )
+    assert count > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mcap"]
+
+
 def cut_before_the_first_decision(path: Path) -> Path:
     """A recording as a kill before its first whole chunk leaves it: the head, and nothing else."""
     from mcap.stream_reader import StreamReader

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
     What is not broken stays as it is, to the bit and the microsecond; facts about broken samples are measured anew.
 
     Raises:
-        UsageError: the recording is damaged, a fault begins after its sensor's end, or the target exists.
+        UsageError: the recording is damaged, a fault meets no sample of its sensor, or the target exists.
     """
     _require_inside(recording, faults)
     session = replace(recording.session, model=None, model_id=None, settings=None, note=", ".join(map(str, faults)))
@@ -43,6 +43,7 @@ def inject(recording: Recording, target: Path, faults: Sequence[Fault], *, seed:
             delivery = sensors[entry.name].delivery(entry, entry.at_s - first_s)
             writer.delivery(entry.name, delivery, entry.traits, entry.at_s)
             written += 1
+        _require_met(recording, faults, sensors)
         writer.close()
     except BaseException:
         # Unlike what a live sensor gave, it can be made again: a part of it is of no use.
@@ -61,6 +62,18 @@ def _require_inside(recording: Recording, faults: Sequence[Fault]) -> None:
             raise UsageError(
                 f"--inject {fault}: would break nothing: {recording.path} is {length_s:.2f} s long, and "
                 f"{fault.sensor} ends at {end_s:.2f} s"
+            )
+
+
+def _require_met(recording: Recording, faults: Sequence[Fault], sensors: Mapping[str, _Broken]) -> None:
+    """Nor does a fault break anything in a gap, or of a sensor that never gave a sample."""
+    for fault in faults:
+        broken = sensors.get(fault.sensor)
+        if broken is None or fault not in broken.met:
+            count = 0 if broken is None else broken.samples
+            raise UsageError(
+                f"--inject {fault}: would break nothing: none of the {count} samples of {fault.sensor} in "
+                f"{recording.path} is of that time"
             )
 
 
@@ -97,12 +110,16 @@ class _Broken:
         self._stream_s = 0.0
         self._driver = FaultyDriver(self._given, faults, stream_s=lambda: self._stream_s, seed=seed)
         self._finder = finder
+        self.samples = 0
+        self.met: set[Fault] = set()
 
     def delivery(self, entry: RecordedDelivery, stream_s: float) -> Delivery:
         """The delivery as the faults leave it; without a fault on this sensor, as it was."""
         if not self._faults or entry.delivery.sample is None:
             return entry.delivery
         self._stream_s = stream_s
+        self.samples += 1
+        self.met |= {fault for fault in self._faults if fault.active(stream_s)}
         sample = entry.delivery.sample
         self._given.frame = sample.frame
         others = tuple(event for event in entry.delivery.events if not isinstance(event, SampleSeen))
