@@ -36,14 +36,15 @@ def unwind(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """The signals call `handler` within it; one that is ignored stays so, and nothing changes outside the main thread.
+    """The signals call `handler` within it, but for a hang-up that is ignored: `nohup` means it.
 
-    `nohup` and a shell's background jobs ignore signals on purpose.
+    Nothing changes outside the main thread. A script's background jobs ignore SIGINT without meaning it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [number for number in ENDING if not (ignored and number == signal.SIGHUP)]
     before = {number: signal.signal(number, handler) for number in taken}
     try:
         yield

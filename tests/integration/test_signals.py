@@ -41,12 +41,18 @@ IMPORTING = (
 )
 
 
+def hear_signals() -> None:
+    """Whoever runs the tests may ignore signals (`nohup`, a job in the background of a script)."""
+    for number in signals.ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def running(*arguments: str, script: str | None = None) -> Iterator[subprocess.Popen[str]]:
     head = ["-m", "mars_edge"] if script is None else ["-c", script]
     command = [sys.executable, *head, *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=hear_signals
     ) as process:
         try:
             yield process
