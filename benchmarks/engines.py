@@ -186,7 +186,8 @@ def exported(options: argparse.Namespace, folder: Path) -> tuple[Network, dict[s
         UsageError: there is no such recipe or run.
     """
     network = networks.network_of(options.network, options.run)
-    own = (options.work or folder) / options.network
+    # A folder per weights: files that are there are taken as they are.
+    own = (options.work or folder) / (options.network if options.run is None else f"{options.network}-trained")
     own.mkdir(parents=True, exist_ok=True)
     return network, write_all(network, own, int8=not options.fp32_only, litert_python=options.litert_python)
 

@@ -84,6 +84,11 @@ def test_one_side_that_takes_twice_as_long_has_a_ratio_of_two_though_both_drift(
     assert found.verdict == "slower"
 
 
+def test_a_few_rounds_of_a_pair_give_a_ratio_and_no_verdict() -> None:
+    found = paired_ratio(np.array([2.0, 2.1, 1.9]), np.array([1.0, 1.0, 1.1]))
+    assert (found.ratio, found.low, found.high, found.verdict) == (2.0, None, None, "not known")
+
+
 def test_equal_seeds_resample_equally() -> None:
     times = np.random.default_rng(5).exponential(1.0, 200)
     first, second = (Resampling(200, seed=7).quantiles(times, (0.5,)) for _ in range(2))
@@ -252,6 +257,7 @@ def small_report(**settings: Any) -> dict[str, Any]:
         "settings": {
             "mode": "quick", "warmup": 3, "runs": 400, "min_seconds": 0.0, "rate_hz": 30.0, "threads": 1,
             "engine": "executorch-native", "engine_version": "ExecuTorch 1.5.1", "subsets": ["ir", "rgb+depth+ir"],
+            "omp_num_threads": None, "pause_ms": 0.0,
             "inputs": {"ir": "generated"}, "beside": None, **settings,
         },
         "timer": {"resolution_ns": 40.0, "overhead_ns": 40.0, "asked_ms": 5.0, "measured_ms": 5.0, "error": 0.0},
@@ -324,6 +330,9 @@ UNLIKE: dict[str, Change] = {
     "engine's version: ExecuTorch 1.5.1 then, ExecuTorch 2 now": lambda r: r["settings"].update(
         engine_version="ExecuTorch 2"
     ),
+    "pause between decisions: 0.0 then, 30.0 now": lambda r: r["settings"].update(pause_ms=30.0),
+    "OMP_NUM_THREADS: unknown then, 2 now": lambda r: r["settings"].update(omp_num_threads="2"),
+    "kernel: 6.6 then, 6.7 now": lambda r: r["device"].update(kernel="6.7"),
     "something beside it: unknown then, abc now": lambda r: r["settings"].update(beside="abc"),
     "throttled: the device slowed itself down now": lambda r: r["conditions"].update(slowed_down=True),
 }
@@ -346,6 +355,12 @@ def test_a_run_against_itself_shows_no_difference_and_one_twice_as_slow_is_slowe
         total["p50_ms"] *= 2.0
         total["p50_interval_ms"] = [2.0 * end for end in total["p50_interval_ms"]]
     assert {r.verdict for r in comparison.ratios(base, base)} == {"no difference"}
+    a_little = copy.deepcopy(base)
+    for row in a_little["rows"]:
+        total = row["stages"]["total"]
+        total["p50_interval_ms"] = [1.08 * end for end in total["p50_interval_ms"]]
+    # Two runs of one file differ by as much.
+    assert {r.verdict for r in comparison.ratios(base, a_little)} == {"no difference"}
     assert {r.verdict for r in comparison.ratios(base, slower)} == {"slower"}
     assert {r.verdict for r in comparison.ratios(slower, base)} == {"faster"}
 
@@ -357,6 +372,8 @@ def test_a_run_against_itself_shows_no_difference_and_one_twice_as_slow_is_slowe
         ("{", "not JSON: "),
         ("[]", "is no report of `mars-edge profile --json`"),
         ('{"kind": "mars-edge profile", "schema": 99}', "schema 99, this version reads 1"),
+        ('{"kind": "mars-edge profile", "schema": 1}', "damaged: KeyError at "),
+        ('{"kind": "mars-edge profile", "schema": 1, "rows": 5}', "damaged: "),
     ],
 )
 def test_a_base_that_is_no_report_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -373,6 +390,19 @@ def test_a_base_that_is_no_report_is_refused(tmp_path: Path, content: str | None
 
 def test_a_report_fits_its_schema_and_a_screen() -> None:
     made = json.loads(json.dumps(small_report()))
+    jsonschema.validate(made, report.schema())
+    made["memory"] = {
+        "baseline": {"rss_mb": 40.123, "pss_mb": 30.0}, "loaded": {"rss_mb": 48.123, "pss_mb": 31.0},
+        "peak": {"rss_mb": 148.123, "pss_mb": 131.0}, "grown_mb": 0.1, "grown_over": 200,
+    }  # fmt: skip
+    made["load"] = {
+        "repeats": 3, "process_to_ready_ms": 1234.5, "model_warm_ms": 123.4, "model_cold_ms": 134.5,
+        "first_inference_ms": 12.3, "second_inference_ms": 2.3,
+    }  # fmt: skip
+    unlike = copy.deepcopy(made)
+    unlike["settings"]["beside"] = 64 * "a"
+    made["comparison"] = comparison.to_dict(unlike, made, Path("a_base_with_a_long_name.json"), forced=True)
+    made["objectives"] = [{"text": "p90<=15ms", "met": True, "value": 10.0, "found": "10 ms with rgb+depth+ir"}]
     jsonschema.validate(made, report.schema())
     lines = report.as_text(made)
     assert max(map(len, lines)) <= 100

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -48,17 +50,21 @@ def main(argv: Sequence[str]) -> int:
         manifest = engines[0].manifest
         wanted = _subsets(options.subsets, manifest)
         labels = tuple(subsets.label(subset, manifest.names) for subset in wanted)
-        wished = objectives.parse(options.slo, labels) if options.slo else []
+        wished = objectives.parse(options.slo, labels) if options.slo is not None else []
         inputs = _inputs(options, rest, manifest)
         made = _begin(options, schedule, engines, inputs, labels)
         made["timer"] = asdict(timer)
         base = _base(options, made)
         measured = _measure(options, schedule, engines, inputs, wanted)
         _add_rows(made, measured, engines, labels)
-    _add_processes(made, options)
+        if options.beside is not None:
+            made["beside"]["artifact"] = _artifact(options.beside, engines[1].manifest)
+    _add_processes(made, options, inputs)
     made["operators"] = _operators(options) if options.ops else None
     _finish(made, options, base, wished)
     _write(made, options)
+    if base is not None:
+        _need_like(base, made, options)
     return 0 if all(one["met"] for one in made["objectives"]) else 5
 
 
@@ -144,6 +150,8 @@ def _begin(
             "min_seconds": schedule.min_seconds,
             "rate_hz": options.rate_hz or max(given.traits.rate_hz for given in inputs.values()),
             "threads": options.threads,
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            "pause_ms": options.pause_ms,
             "engine": engines[0].name,
             "engine_version": versions.get(engines[0].name),
             "subsets": list(labels),
@@ -184,7 +192,9 @@ def _measure(
     read, before = partial(device.conditions, tools=False), device.conditions()
     try:
         with _Bar(options) as bar:
-            measured = measure(engines, inputs, wanted, schedule, read_conditions=read, progress=bar)
+            measured = measure(
+                engines, inputs, wanted, schedule, read_conditions=read, progress=bar, pause_s=options.pause_ms / 1000.0
+            )
     except KeyboardInterrupt:
         # Half a run says nothing about the other half.
         say("profile: interrupted; nothing is written", options)
@@ -234,6 +244,7 @@ def _add_rows(made: dict[str, Any], measured: Measured, engines: Sequence[Engine
     if len(engines) > 1:
         other = measured.records[1]
         made["beside"] = {
+            "engine": engines[1].name,
             "rows": [row_of(label, other[label], engines[1].manifest, deadline_ms) for label in labels],
             "ratios": [_ratio(label, own[label], other[label]) for label in labels],
         }
@@ -267,7 +278,7 @@ def _operators(options: argparse.Namespace) -> dict[str, Any]:
     return operators.describe(find_model(options.model), options.engine, threads=options.threads)
 
 
-def _add_processes(made: dict[str, Any], options: argparse.Namespace) -> None:
+def _add_processes(made: dict[str, Any], options: argparse.Namespace, inputs: Mapping[str, Input]) -> None:
     """Start-up and memory, in processes of their own, one after the other."""
     made["load"] = made["memory"] = None
     if options.no_processes:
@@ -277,8 +288,12 @@ def _add_processes(made: dict[str, Any], options: argparse.Namespace) -> None:
     given = ["--model", str(path)]
     given += ["--threads", str(options.threads)] if options.threads else []
     given += ["--engine", options.engine] if options.engine else []
-    made["load"] = probe.load_times(given, path)
-    made["memory"] = probe.memory_use(given)
+    with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
+        samples = Path(folder) / "samples.npz"
+        probe.save_samples(inputs, samples)
+        given += ["--samples", str(samples)]
+        made["load"] = probe.load_times(given, path)
+        made["memory"] = probe.memory_use(given)
 
 
 def _finish(
@@ -288,14 +303,8 @@ def _finish(
     wished: list[objectives.Objective],
 ) -> None:
     """Everything that is said about the finished numbers."""
-    if made["beside"] is not None:
-        # Opened a second time only for what the file says.
-        engine = open_engine(options.beside, self_test=False)
-        made["beside"]["artifact"] = _artifact(options.beside, engine.manifest)
-        engine.close()
     made["comparison"] = None
     if base is not None:
-        _need_like(base, made, options)
         made["comparison"] = comparison.to_dict(base, made, options.compare, forced=options.force)
     made["objectives"] = [
         {"text": one.objective.text, "met": one.is_met, "value": one.value, "found": one.found}
@@ -305,16 +314,19 @@ def _finish(
 
 def _write(made: Mapping[str, Any], options: argparse.Namespace) -> None:
     document = json.dumps(made, indent=1, allow_nan=False) + "\n"
+    # First: a file that cannot be written must not take the numbers with it.
+    print("\n".join(report.as_text(made)), flush=True)
     if options.json is not None:
         write_whole(options.json, document)
     if options.md is not None:
         write_whole(options.md, report.as_markdown(made))
     if options.picture is not None:
         picture.write(made, options.picture)
-    print("\n".join(report.as_text(made)))
 
 
 def _require_places(options: argparse.Namespace) -> None:
+    if options.force and options.compare is None:
+        raise UsageError("--force has no meaning without --compare")
     for flag, suffixes in _SUFFIXES.items():
         path = getattr(options, flag[2:])
         if path is None:
@@ -337,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mars-edge profile",
         description=(
             "Measure decisions of one artifact on this device: every subset of its sensors in turn, every stage, with "
-            "95 %% intervals; start-up and memory in processes of their own. Samples are generated, or --NAME FILE."
+            "95 % intervals; start-up and memory in processes of their own. Samples are generated, or --NAME FILE."
         ),
         epilog=_EXAMPLE,
         allow_abbrev=False,
@@ -353,6 +365,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
     add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
     add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="a decision longer than 1/HZ counts as missed")
+    add(
+        "--pause-ms",
+        type=positive(float, zero=True, most=10_000),
+        default=0.0,
+        metavar="MS",
+        help="before each decision",
+    )
     add("--picture-size", type=_size, default=(480, 640), metavar="WxH", help="of generated pictures (default 640x480)")
     add("--seed", type=positive(int, zero=True), default=0, help="of generated samples (default 0)")
     add("--ops", action="store_true", help="per-operator detail where the runtime gives it")

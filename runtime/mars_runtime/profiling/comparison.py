@@ -1,7 +1,8 @@
 """Two reports side by side: whether they may be compared at all, and what then differs.
 
 Each report bounds its own median by a 95 % interval. The ratio of two medians of different runs is bounded by the worst
-of both: it says less than two artifacts measured in turn (`--beside`), because a machine is not the same an hour later.
+of both and by what one run differs from the next on an unchanged machine. It says less than two artifacts measured in
+turn (`--beside`): a machine is not the same an hour later.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from mars_edge.errors import UsageError
 from mars_runtime.profiling.statistics import verdict
 
 SCHEMA_VERSION = 1
+# One file profiled ten times in a row: a third of the intervals of two runs did not overlap. So much is allowed for.
+BETWEEN_RUNS = 0.1
 
 Report = Mapping[str, Any]
 
@@ -33,6 +36,10 @@ _ALIKE: dict[str, Sequence[str]] = {
     "inputs": ("settings", "inputs"),
     "engine": ("settings", "engine"),
     "engine's version": ("settings", "engine_version"),
+    "pause between decisions": ("settings", "pause_ms"),
+    "OMP_NUM_THREADS": ("settings", "omp_num_threads"),
+    "kernel": ("device", "kernel"),
+    "Python": ("device", "python"),
     "something beside it": ("settings", "beside"),
 }
 
@@ -51,7 +58,7 @@ class RowRatio:
     @property
     def verdict(self) -> str:
         """ "faster", "slower", "no difference", or "not known" where a report has too few decisions."""
-        return "not known" if self.low is None or self.high is None else verdict(self.low, self.high)
+        return verdict(self.low, self.high)
 
 
 def load(path: Path) -> Report:
@@ -70,6 +77,10 @@ def load(path: Path) -> Report:
         raise UsageError(f"--compare {path}: is no report of `mars-edge profile --json`")
     if report.get("schema") != SCHEMA_VERSION:
         raise UsageError(f"--compare {path}: schema {report.get('schema')!r}, this version reads {SCHEMA_VERSION}")
+    try:
+        to_dict(report, report, path, forced=False)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UsageError(f"--compare {path}: damaged: {type(error).__name__} at {error}") from error
     return report
 
 
@@ -118,17 +129,18 @@ def _ratio(subset: str, base: Mapping[str, Any], this: Mapping[str, Any], quanti
         base_ms=base[value],
         this_ms=this[value],
         ratio=this[value] / base[value],
-        low=low / base_high if known else None,
-        high=high / base_low if known else None,
+        low=low / base_high * (1.0 - BETWEEN_RUNS) if known else None,
+        high=high / base_low * (1.0 + BETWEEN_RUNS) if known else None,
     )
 
 
 def to_dict(base: Report, this: Report, path: Path, *, forced: bool) -> dict[str, Any]:
-    """The JSON object of a comparison; `forced` where the two are unlike and `--force` insisted."""
+    """The JSON object of a comparison; without rows where the two are unlike and nobody `forced` it."""
+    unlike = differences(base, this)
     return {
         "base": {"file": path.name, "artifact": base["artifact"]["sha256"], "t_utc": base["t_utc"]},
         "forced": forced,
-        "unlike": differences(base, this),
+        "unlike": unlike,
         "rows": [
             {
                 "subset": r.subset,
@@ -144,5 +156,6 @@ def to_dict(base: Report, this: Report, path: Path, *, forced: bool) -> dict[str
                 "p90_verdict": tail.verdict,
             }
             for r, tail in zip(ratios(base, this), ratios(base, this, "p90"), strict=True)
+            if forced or not unlike
         ],
     }

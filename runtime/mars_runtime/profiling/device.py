@@ -83,12 +83,18 @@ def conditions(host: Host | None = None, *, tools: bool = True) -> dict[str, Any
 
 
 def slowed_down(start: Mapping[str, Any], peak: Mapping[str, Any], end: Mapping[str, Any]) -> bool | None:
-    """Whether three `conditions` of one run show that the device slowed itself down; None where nothing tells."""
+    """Whether three `conditions` of one run show that the device slowed itself down; None where nothing tells.
+
+    A mark that stays set since boot cannot tell of a second time.
+    """
     states = [state.get("throttled") for state in (start, peak, end)]
     before, after = start.get("events") or {}, end.get("events") or {}
     told = [bool(state) for state in states if state is not None]
     told += [after[name] > count for name, count in before.items() if name in after]
-    return any(told) if told else None
+    if any(told):
+        return True
+    spent = any(count and name.startswith(thermal.SINCE_BOOT) for name, count in before.items())
+    return None if spent or not told else False
 
 
 def _cores_present(host: Host) -> int | None:

@@ -83,6 +83,11 @@ def from_files(manifest: Manifest, paths: Mapping[str, Path]) -> dict[str, Input
     return found
 
 
+def single(modality: Modality, sample: Any) -> Input:
+    """One sample for ever."""
+    return _input(modality, [sample], "one sample", static=True)
+
+
 def _input(modality: Modality, samples: Sequence[Any], origin: str, *, static: bool) -> Input:
     rate_hz = modality.rate_hz if modality.kind == "image" else _WINDOW_RATE_HZ
     traits = Traits(description=origin, rate_hz=rate_hz, static=static)

@@ -40,6 +40,7 @@ class Finding:
     objective: Objective
     value: float | None
     unit: str
+    subset: str | None
 
     @property
     def is_met(self) -> bool:
@@ -48,8 +49,9 @@ class Finding:
 
     @property
     def found(self) -> str:
-        """The value in words."""
-        return "not known here" if self.value is None else f"{self.value:.4g} {self.unit}"
+        """The value in words, and of which subset it is."""
+        where = f" with {self.subset}" if self.subset is not None else ""
+        return "not known here" if self.value is None else f"{self.value:.4g} {self.unit}{where}"
 
 
 def parse(text: str, subsets: Mapping[str, Any] | tuple[str, ...]) -> list[Objective]:
@@ -81,9 +83,11 @@ def findings(objectives: list[Objective], report: Mapping[str, Any]) -> list[Fin
     """What a report says to each."""
     found = []
     for objective in objectives:
-        _, read, _ = _METRICS[objective.metric]
-        value = read(report, _row(report, objective.subset), objective.metric)
-        found.append(Finding(objective=objective, value=value, unit=_unit(objective.metric)))
+        _, read, per_subset = _METRICS[objective.metric]
+        row = _row(report, objective.subset)
+        subset = row["subset"] if per_subset else None
+        value = read(report, row, objective.metric)
+        found.append(Finding(objective=objective, value=value, unit=_unit(objective.metric), subset=subset))
     return found
 
 

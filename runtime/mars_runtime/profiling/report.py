@@ -127,19 +127,23 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     about, device, settings, timer = (report[key] for key in ("artifact", "device", "settings", "timer"))
     rounds = report["rows"][-1]["stages"]["total"]["n"]
     size, macs = amount(about["bytes"], "B"), amount(about["macs"])
-    threads = settings["threads"] or "its own choice"
+    threads, pace = settings["threads"] or "its own choice", _pace(settings["pause_ms"])
     return [
         ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, {macs} MACs"),
         ("delegate", _delegated(about["delegate_share"])),
         ("device", _device(device)),
         ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {threads}"),
-        ("run", f"{settings['mode']}: {rounds} rounds in {report['elapsed_s']:.0f} s, {report['t_utc']}"),
+        ("run", f"{settings['mode']}: {rounds} rounds in {report['elapsed_s']:.0f} s, {report['t_utc']}; {pace}"),
         ("input", "; ".join(f"{name}: {text}" for name, text in settings["inputs"].items())),
         ("deadline", f"{settings['rate_hz']:g} Hz: {1000.0 / settings['rate_hz']:.1f} ms"),
         ("timer", f"{timer['asked_ms']:g} ms waited are {timer['measured_ms']:.3f} ms measured; "
                   f"a reading costs {timer['overhead_ns']:.0f} ns"),
         ("conditions", _conditions(report["conditions"])),
     ]  # fmt: skip
+
+
+def _pace(pause_ms: float) -> str:
+    return f"{pause_ms:g} ms before each decision" if pause_ms else "back to back: caches are warmer than in a stream"
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -186,7 +190,7 @@ def _beside_lines(report: Mapping[str, Any]) -> list[str]:
     this = report["artifact"]
     title = f"{this['file']} ({this['precision']}) beside {about['file']} ({about['precision']}), in turn"
     header = ("present", "this", "beside", "ratio", "95 % interval", "this is")
-    return ["", title, *table(header, cells, align="<>>>><")]
+    return ["", *sentence(title), *table(header, cells, align="<>>>><")]
 
 
 def _sustained_lines(report: Mapping[str, Any]) -> list[str]:
@@ -203,13 +207,15 @@ def _start_lines(report: Mapping[str, Any]) -> list[str]:
     if load is not None:
         model = f"{load['model_warm_ms']:.1f} ms warm, {_or_unknown(load['model_cold_ms'])} cold"
         ready, first = load["process_to_ready_ms"], load["first_inference_ms"]
-        lines.append(f"start: process to ready {ready:.0f} ms, model {model}, first decision {first:.2f} ms")
+        lines += sentence(f"start: process to ready {ready:.0f} ms, model {model}, first decision {first:.2f} ms")
     if memory is not None:
         sizes = ", ".join(
             f"{when} {_or_unknown(memory[when]['rss_mb'], 'MB')}" for when in ("baseline", "loaded", "peak")
         )
         grown, pss = _or_unknown(memory["grown_mb"], "MB"), _or_unknown(memory["peak"]["pss_mb"], "MB")
-        lines.append(f"memory (RSS): {sizes}; {grown} more over {memory['grown_over']} decisions; PSS at the end {pss}")
+        lines += sentence(
+            f"memory (RSS): {sizes}; {grown} more over {memory['grown_over']} decisions; PSS at the end {pss}"
+        )
     return ["", *lines] if lines else []
 
 
@@ -231,25 +237,23 @@ def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
         for r in compared["rows"]
     ]
     title = f"against {compared['base']['file']} of {compared['base']['t_utc']}"
-    forced = [f"UNLIKE, compared by force: {why}" for why in compared["unlike"]]
+    how = "compared by force" if compared["forced"] else "not compared"
+    forced = [line for why in compared["unlike"] for line in sentence(f"UNLIKE, {how}: {why}")]
     header = ("present", "base p50", "this", "ratio", "bounds", "this is", "p90 ratio", "this is")
-    return ["", title, *forced, *table(header, cells, align="<>>>><><")]
+    return ["", *sentence(title), *forced, *table(header, cells, align="<>>>><><")]
 
 
 def _objective_lines(report: Mapping[str, Any]) -> list[str]:
     found = report["objectives"]
-    return (
-        ["", *(f"objective {'met' if one['met'] else 'MISSED'}: {one['text']}: {one['found']}" for one in found)]
-        if found
-        else []
-    )
+    words = [f"objective {'met' if one['met'] else 'MISSED'}: {one['text']}: {one['found']}" for one in found]
+    return ["", *(line for text in words for line in sentence(text))] if found else []
 
 
 def _operator_lines(report: Mapping[str, Any]) -> list[str]:
     operators = report["operators"]
     if operators is None:
         return []
-    title = [f"operators: {operators['reason']}"] if operators.get("reason") else [_operator_title(operators)]
+    title = sentence(f"operators: {operators['reason']}" if operators.get("reason") else _operator_title(operators))
     rows = [tuple(str(cell) for cell in row) for row in operators["rows"]]
     return [
         "",

@@ -70,6 +70,7 @@ def measure(
     *,
     read_conditions: Callable[[], Conditions],
     progress: Progress,
+    pause_s: float = 0.0,
 ) -> Measured:
     """Decide in turns until the schedule is done.
 
@@ -77,6 +78,7 @@ def measure(
         engines: of one artifact, or of two that take the same modalities.
         subsets: what is present.
         progress: told the share that is done, about ten times a second.
+        pause_s: sleep before every decision, as a device does between two frames; 0 makes them back to back.
 
     Raises:
         EngineError: an engine failed, or decided with other sensors than it was given.
@@ -96,6 +98,8 @@ def measure(
 
     def call(subject: Subject, record: Record) -> Callable[[], None]:
         def decide() -> None:
+            if pause_s > 0.0:
+                time.sleep(pause_s)
             timed = subject.decide()
             if round_s.index >= 0:
                 record.add(timed, round_s.elapsed_s)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 Times = NDArray[np.float64]
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+# Fewer rounds of a pair are resampled into intervals that are wrong every other time.
+LEAST_ROUNDS = 30
 BOUNDED = ("p50", "p90", "p99")
 # Either end of an interval is exceeded with this probability.
 _TAIL = 0.025
@@ -176,15 +178,19 @@ def _order_shares(n: int, share: float) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRatio:
-    """Median time of one thing over that of another, measured in the same rounds, with its 95 % interval."""
+    """Median time of one thing over that of another, measured in the same rounds, with its 95 % interval.
+
+    Attributes:
+        low, high: None after so few rounds that resampling them says nothing.
+    """
 
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def verdict(self) -> str:
-        """ "faster", "slower" or "no difference": what the interval allows to say of the first."""
+        """ "faster", "slower", "no difference", or "not known": what the interval allows to say of the first."""
         return verdict(self.low, self.high)
 
 
@@ -193,12 +199,16 @@ def paired_ratio(times: Times, base: Times) -> PairedRatio:
     resampling = Resampling(len(times))
     drawn = resampling.quantiles(times, (0.5,)) / resampling.quantiles(base, (0.5,))
     ratio = quantile(times, 0.5) / quantile(base, 0.5)
+    if len(times) < LEAST_ROUNDS:
+        return PairedRatio(ratio=ratio, low=None, high=None)
     low, high = np.quantile(drawn, (_TAIL, 1.0 - _TAIL))
     return PairedRatio(ratio=ratio, low=min(float(low), ratio), high=max(float(high), ratio))
 
 
-def verdict(low: float, high: float) -> str:
+def verdict(low: float | None, high: float | None) -> str:
     """What a ratio between `low` and `high` says about the time in its numerator."""
+    if low is None or high is None:
+        return "not known"
     if high < 1.0:
         return "faster"
     return "slower" if low > 1.0 else "no difference"

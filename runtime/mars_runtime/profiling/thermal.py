@@ -10,6 +10,7 @@ from mars_runtime.profiling.host import Host
 
 # Bits of the Raspberry Pi's firmware: now, and 16 bits higher since boot
 # (https://www.raspberrypi.com/documentation/computers/os.html#get_throttled).
+SINCE_BOOT = "since boot: "
 _PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _HEX = re.compile(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)")
 # Counters that only ever grow: x86 per core and package, Jetson's over-current alarms.
@@ -92,5 +93,5 @@ def _events(host: Host, bits: int | None) -> dict[str, int]:
     counters = {path: host.number(path) for pattern in _COUNTERS for path in host.matching(pattern)}
     found = {path: int(count) for path, count in counters.items() if count is not None}
     if bits is not None:
-        found |= {f"since boot: {name}": bits >> (bit + 16) & 1 for bit, name in _PI_BITS.items()}
+        found |= {f"{SINCE_BOOT}{name}": bits >> (bit + 16) & 1 for bit, name in _PI_BITS.items()}
     return found
