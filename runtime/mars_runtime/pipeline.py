@@ -370,7 +370,7 @@ class Pipeline:
         found = track.summary(now_s, needs_feature=not faceless)
         if found.reason == NO_SAMPLE and self._finder is not None:
             # It is well: the face is outside its picture.
-            found = replace(found, reason=region.NO_FACE)
+            found = replace(found, reason=region.NO_FACE, evidence={})
         return replace(found, status="missing", reason="skew", evidence=skewed[name]) if name in skewed else found
 
     def _tick(self, before: LoopState, plan: Plan, readings: Readings, decision: Decision) -> Tick:

@@ -181,6 +181,10 @@ class Track:
         if self.state.shown_s not in (None, self.health.sample_s):
             found = replace(found, age_s=max(0.0, now_s - self.state.shown_s))
         if needs_feature and self.health.present and self.feature is None:
-            stale = found.age_s is not None and found.age_s > self.limits.stale_after_s
-            return replace(found, status="missing", reason="stale" if stale else NO_SAMPLE)
+            limit_s = self.limits.stale_after_s
+            if found.age_s is not None and found.age_s > limit_s:
+                return replace(
+                    found, status="missing", reason="stale", evidence={"age_s": found.age_s, "limit_s": limit_s}
+                )
+            return replace(found, status="missing", reason=NO_SAMPLE, evidence={})
         return found

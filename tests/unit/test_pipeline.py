@@ -576,3 +576,14 @@ def test_a_fault_that_only_degrades_holds_no_decision() -> None:
         bench.feeds[name].give()
     bench.feeds["rgb"].events = [SampleSeen(at_s=bench.now_s, dark=1.0)]
     assert bench.pipeline.decide().outcome.verdict == "accept"
+
+
+def test_a_feature_beyond_its_age_limit_says_so_and_carries_no_other_faults_evidence() -> None:
+    bench = Bench(health={"rgb": {"stale_s": 0.1}})
+    bench.ticks(3, NAMES)
+    # Excused silence: the sensor is well, its feature is too old.
+    bench.now_s += 0.3
+    decision = bench.tick(["depth", "ir"], excused_s=5.0)
+    found = decision.modalities["rgb"]
+    assert (found.status, found.reason) == ("missing", "stale")
+    assert found.evidence["age_s"] > found.evidence["limit_s"] == 0.1

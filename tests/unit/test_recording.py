@@ -24,8 +24,8 @@ from mars_edge.manifest import Policy
 from mars_edge.modality import Modality
 from mars_runtime import decision as decisions
 from mars_runtime.capture import Delivery, Sample
-from mars_runtime.health import Ended, Health, ReadFailed, SampleSeen
-from mars_runtime.recording import open_channel, payload
+from mars_runtime.health import Ended, Health, ReadFailed, SampleSeen, Summary
+from mars_runtime.recording import flight, open_channel, payload
 from mars_runtime.recording.flight import Bounds, FlightRecorder
 from mars_runtime.recording.injection import inject
 from mars_runtime.recording.plain import from_plain, to_plain
@@ -478,6 +478,30 @@ def test_the_flight_recorder_keeps_10_s_before_and_5_s_after_a_fault_and_replays
     again = list(replay(FakeEngine(calm.run.engine.manifest), recording, settings_of(recording, calm.run.engine)))
     assert not any(each.difference for each in again)
     assert again[0].decision.seq > 100
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (("ok", "skew", "stale", "lost"), [None, None, "ir-stale", None]),
+        (("ok", "recovering", "frozen"), [None, None, "ir-frozen"]),
+        (("starting", "absent", "absent"), [None, "ir-absent", None]),
+        (("ok", "stale", "recovering", "ok"), [None, "ir-stale", None, None]),
+    ],
+)
+def test_a_fault_that_follows_a_quiet_reason_begins_an_incident(
+    steps: tuple[str, ...], expected: list[str | None]
+) -> None:
+    bench = WildRun(2)
+    decision = bench.decide()
+    before, found = None, []
+    for reason in steps:
+        status: Any = "ok" if reason == "ok" else "missing"
+        told = {"ir": Summary(status=status, reason=None if reason == "ok" else reason, age_s=0.1)}
+        now = replace(decision, modalities=told, alarm=())
+        found.append(flight._fault(before, now))
+        before = now
+    assert found == expected
 
 
 def test_the_flight_recorder_is_bounded_in_memory_length_and_number(tmp_path: Path) -> None:

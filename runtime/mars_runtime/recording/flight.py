@@ -151,7 +151,9 @@ def _fault(before: Decision | None, now: Decision) -> str | None:
         return None
     for name, summary in now.modalities.items():
         was = before.modalities[name]
-        worse = was.status == "ok" or (was.status == "degraded" and summary.status == "missing")
+        # Of a sensor that falls silent the stamp is off first: a quiet reason is no fault that was told already.
+        calm = was.status == "ok" or (was.status == "missing" and was.reason in _QUIET)
+        worse = calm or (was.status == "degraded" and summary.status == "missing")
         if worse and summary.status != "ok" and summary.reason not in _QUIET:
             return f"{name}-{summary.reason}"
     if set(now.alarm) - set(before.alarm):

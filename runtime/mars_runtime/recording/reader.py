@@ -112,7 +112,9 @@ def open_recording(path: Path) -> Recording:
     """
     library = load_mcap()
     if not path.is_file():
-        raise UsageError(f"{path}: no such recording")
+        partial = path.with_name(path.name + ".partial")
+        hint = f"; {partial} is there, of a run that was cut" if partial.is_file() else ""
+        raise UsageError(f"{path}: no such recording{hint}")
     # Only the head is read, so the session given here is never used.
     for record in _records(Recording(path=path, session=_NO_SESSION)):
         if isinstance(record, library.records.Metadata) and record.name == METADATA:

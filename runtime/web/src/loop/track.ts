@@ -96,8 +96,11 @@ export class Track {
       found = { ...found, ageS: Math.max(0, nowS - this.seenS) };
     }
     if (isPresent(this.health) && this.feature === null) {
-      const stale = found.ageS !== null && found.ageS > staleAfterS(this.limits);
-      return { ...found, status: "missing", reason: stale ? "stale" : "no sample" };
+      const limitS = staleAfterS(this.limits);
+      if (found.ageS === null || found.ageS <= limitS) {
+        return { ...found, status: "missing", reason: "no sample", evidence: {} };
+      }
+      return { ...found, status: "missing", reason: "stale", evidence: { age_s: found.ageS, limit_s: limitS } };
     }
     return found;
   }
