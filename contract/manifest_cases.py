@@ -73,6 +73,13 @@ def _documents() -> Iterator[tuple[str, str]]:
         change(changed)
         yield name, json.dumps(changed)
     text = json.dumps(table)
+    yield (
+        "a sensor by a name that objects inherit",
+        text.replace('"ir"', '"constructor"')
+        .replace("encode_ir", "encode_constructor")
+        .replace('+ir"', '+constructor"')
+        .replace("|ir", "|constructor"),
+    )
     yield "a key twice", text.replace('"name": "small"', '"name": "small", "name": "other"', 1)
     yield "not a number", text.replace('"logit_step": 0.05', '"logit_step": NaN', 1)
     yield "a number too large", text.replace('"logit_step": 0.05', '"logit_step": 1e999', 1)
@@ -135,6 +142,11 @@ _CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "no schema version": _drop("schema_version"),
     "an unknown key": _put("colour", 1),
     "an unknown key in the policy": _put("policy", "colour", 1),
+    # In some languages every table has members of these names from the start.
+    "an unknown key that objects inherit": _put("constructor", 1),
+    "an unknown key in the policy that objects inherit": _put("policy", "toString", 1),
+    "a modality with an unknown key that objects inherit": _put("modalities", 0, "valueOf", 1),
+    "a modality of a kind that objects inherit": _put("modalities", 0, "kind", "constructor"),
     "a key that is missing": _drop("labels"),
     "a key with a default that is missing": _drop("shared_expert"),
     "a number for a name": _put("name", 3),

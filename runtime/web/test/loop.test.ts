@@ -233,22 +233,24 @@ class FakeEngine implements Engine {
   close(): void {}
 }
 
-const MANIFEST = manifestFrom(vectors<{ name: string; text: string }>("models")[0]!.text);
+const TEXT = vectors<{ name: string; text: string }>("models")[0]!.text;
+const MANIFEST = manifestFrom(TEXT);
 
 class Rig {
   readonly clock = new Clock();
-  readonly engine = new FakeEngine(MANIFEST);
+  readonly engine: FakeEngine;
   readonly refused: string[] = [];
   readonly boxes = new Map<string, Mailbox>();
   readonly pipeline: Pipeline;
   private readonly finders = new Map<string, FactFinder>();
 
-  constructor(names = MANIFEST.names, policy = MANIFEST.policy) {
+  constructor(names = MANIFEST.names, policy = MANIFEST.policy, manifest = MANIFEST) {
+    this.engine = new FakeEngine(manifest);
     this.pipeline = new Pipeline(this.engine, policy, (name, message) => this.refused.push(`${name}: ${message}`), this.clock.timing);
     for (const name of names) {
       const mailbox = new Mailbox();
       this.boxes.set(name, mailbox);
-      this.finders.set(name, FactFinder.of(MANIFEST.modalities.find((m) => m.name === name)!));
+      this.finders.set(name, FactFinder.of(manifest.modalities.find((m) => m.name === name)!));
       this.pipeline.connect(name, { source: { traits: TRAITS }, mailbox, lastError: null });
     }
   }
@@ -370,6 +372,18 @@ describe("pipeline", () => {
     const decision = await rig.pipeline.decide();
     expect(decision.subset).toBe("ir");
     expect(decision.modalities["rgb"]).toMatchObject({ status: "missing", reason: "skew" });
+  });
+
+  test("a sensor by the name of something every object inherits is one like any other", async () => {
+    const manifest = manifestFrom(TEXT.replaceAll(/(?<=["+_])depth(?=["+|])/g, "constructor"));
+    expect(manifest.names).toEqual(["rgb", "constructor", "ir"]);
+    const rig = new Rig(["constructor"], manifest.policy, manifest);
+    const given = frame(1, "uint16");
+    rig.boxes.get("constructor")!.put({ frame: given, atS: rig.clock.nowS }, seen(rig.clock.nowS));
+    const decision = await rig.pipeline.decide();
+    expect(decision.subset).toBe("constructor");
+    expect(decision.modalities["constructor"]).toMatchObject({ status: "ok", reason: null });
+    expect(decision.outcome).toMatchObject({ verdict: "abstain", reason: "subset constructor has no operating point" });
   });
 
   test("it decides at the rate of its fastest sensor until it is stopped", async () => {

@@ -7,6 +7,13 @@ export class Fraction {
 
 export type Json = null | boolean | number | string | Fraction | Json[] | { [key: string]: Json };
 
+/** An object with these entries and nothing inherited: a name out of a file may be "constructor". */
+export function tableOf<T>(entries: Iterable<readonly [string, T]>): Record<string, T> {
+  const table = Object.create(null) as Record<string, T>;
+  for (const [key, value] of entries) table[key] = value;
+  return table;
+}
+
 /** The document; throws an Error that says what is wrong. */
 export function parseStrict(text: string): Json {
   // The platform's parser knows the grammar; ours only what it does not tell.
@@ -52,7 +59,7 @@ class Reader {
   }
 
   private object(): Json {
-    const table: { [key: string]: Json } = Object.create(null) as { [key: string]: Json };
+    const table = tableOf<Json>([]);
     this.at += 1;
     while (this.peek() !== "}") {
       const key = this.string();

@@ -1,7 +1,7 @@
 /** What an artifact says about itself, refused where `mars_edge/manifest.py` refuses it. */
 import { fromBase64, fromBytes, sizeOf, type Tensor } from "./arrays";
 import { ModelFileError } from "./errors";
-import { Fraction, parseStrict, plain, type Json } from "./json";
+import { Fraction, parseStrict, plain, tableOf, type Json } from "./json";
 import { modalityFrom, shapeOf, type Modality } from "./modality";
 import { label } from "./subsets";
 
@@ -173,19 +173,19 @@ function list<T>(read: Reader<T>): Reader<T[]> {
 function mapping<T>(read: Reader<T>): Reader<Record<string, T>> {
   return (value, where) => {
     if (!isTable(value)) return fail(`${where} is ${shown(value)}, expected an object`);
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, read(item, `${where}.${key}`)]));
+    return tableOf(Object.entries(value).map(([key, item]) => [key, read(item, `${where}.${key}`)]));
   };
 }
 
 function object(known: Record<string, Field>): Reader<Record<string, unknown>> {
   return (value, where) => {
     if (!isTable(value)) return fail(`${where} is ${shown(value)}, expected an object`);
-    const unknown = Object.keys(value).filter((key) => !(key in known)).sort()[0];
+    const unknown = Object.keys(value).filter((key) => !Object.hasOwn(known, key)).sort()[0];
     if (unknown !== undefined) {
       fail(`${where} has the unknown key '${unknown}'; known keys: ${Object.keys(known).join(", ")}`);
     }
     const entries = Object.entries(known).map(([key, field]) => {
-      if (key in value) return [key, field.read(value[key]!, `${where}.${key}`)];
+      if (Object.hasOwn(value, key)) return [key, field.read(value[key]!, `${where}.${key}`)];
       return "otherwise" in field ? [key, field.otherwise] : fail(`${where} lacks the key '${key}'`);
     });
     return Object.fromEntries(entries) as Record<string, unknown>;

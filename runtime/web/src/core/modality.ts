@@ -68,12 +68,12 @@ export function shapeOf(m: Modality): number[] {
 
 /** The modality that a JSON object describes; throws UsageError for an unknown key or a value that is not allowed. */
 export function modalityFrom(table: { [key: string]: Json }): Modality {
-  const unknown = Object.keys(table).filter((key) => !(key in KEYS)).sort()[0];
+  const unknown = Object.keys(table).filter((key) => !Object.hasOwn(KEYS, key)).sort()[0];
   if (unknown !== undefined) {
     throw new UsageError(`unknown modality key '${unknown}'; known keys: ${Object.keys(KEYS).join(", ")}`);
   }
   for (const key of ["name", "kind"]) {
-    if (!(key in table)) throw new UsageError(`modality table lacks '${key}'; it needs name and kind`);
+    if (!Object.hasOwn(table, key)) throw new UsageError(`modality table lacks '${key}'; it needs name and kind`);
   }
   check(table);
   const given = Object.entries(table).map(([key, value]) => [KEYS[key as keyof typeof KEYS], numbers(value)]);
@@ -92,14 +92,14 @@ function check(table: { [key: string]: Json }): void {
   const need = (condition: boolean, message: string): void => {
     if (!condition) throw new UsageError(`modality '${name}': ${message}`);
   };
-  need(typeof kind === "string" && kind in FIELDS_OF_KIND, `unknown kind ${JSON.stringify(kind)}`);
+  need(typeof kind === "string" && Object.hasOwn(FIELDS_OF_KIND, kind), `unknown kind ${JSON.stringify(kind)}`);
   const used = ["name", "kind", "rate_hz", ...FIELDS_OF_KIND[kind as Kind]];
   for (const key of Object.keys(table)) {
     const isDefault = same(numbers(table[key]!), DEFAULTS[KEYS[key as keyof typeof KEYS] as keyof typeof DEFAULTS]);
     need(used.includes(key) || isDefault, `${key} has no meaning for kind ${String(kind)}`);
   }
   const value = (key: keyof typeof KEYS): Json =>
-    key in table ? table[key]! : (DEFAULTS[KEYS[key] as keyof typeof DEFAULTS] as Json);
+    Object.hasOwn(table, key) ? table[key]! : (DEFAULTS[KEYS[key] as keyof typeof DEFAULTS] as Json);
   checkCommon(value, need);
   CHECKS[kind as Kind](value, need);
 }

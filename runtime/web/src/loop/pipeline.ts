@@ -121,7 +121,7 @@ export class Pipeline {
     const tensors: Record<string, Tensor> = {};
     const features: Record<string, Tensor> = {};
     for (const [name, track] of tracks) {
-      if (name in apart) continue;
+      if (Object.hasOwn(apart, name)) continue;
       const sample = fresh.get(name);
       const tensor = sample === undefined ? null : this.preprocess(name, track, sample, beginS);
       const feature = tensor === null ? track.cached(beginS) : null;
@@ -133,10 +133,10 @@ export class Pipeline {
     const preparedS = this.timing.clock();
     const { inference, failure } = await this.infer(tensors, features);
     for (const [name, track] of tracks) {
-      const value = name in tensors ? inference?.features[name] : undefined;
+      const value = Object.hasOwn(tensors, name) ? inference?.features[name] : undefined;
       if (value !== undefined) track.remember(value, fresh.get(name)!);
     }
-    const present = this.engine.manifest.names.filter((name) => name in tensors || name in features);
+    const present = this.engine.manifest.names.filter((name) => Object.hasOwn(tensors, name) || Object.hasOwn(features, name));
     return this.decision(new Map(followed), present, apart, inference, failure, [beginS, preparedS, this.timing.clock()]);
   }
 
@@ -189,7 +189,7 @@ export class Pipeline {
     const { manifest } = this.engine;
     const modalities = manifest.names.map((name): [string, Summary] => {
       const found = followed.get(name)?.summary(endS) ?? NOT_CONFIGURED;
-      return [name, name in apart ? { ...found, status: "missing", reason: "skew", evidence: apart[name]! } : found];
+      return [name, Object.hasOwn(apart, name) ? { ...found, status: "missing", reason: "skew", evidence: apart[name]! } : found];
     });
     const used = present.flatMap((name) => followed.get(name)!.featureShownS ?? []);
     const reasons = Object.fromEntries(modalities.map(([name, { reason }]) => [name, reason]));
