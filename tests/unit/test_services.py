@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import socket
 import threading
@@ -25,6 +26,7 @@ from mars_runtime.health import Summary
 from mars_runtime.policy import Outcome
 from mars_runtime.sensors.driver import Frame
 from mars_runtime.services import access, mqtt, notify, pictures
+from mars_runtime.services.addresses import addresses_of
 from mars_runtime.services.board import Board
 from mars_runtime.services.metrics import Metrics
 from mars_runtime.services.site import CLIENTS, Site, Subject
@@ -241,6 +243,12 @@ def test_a_token_is_asked_for_everywhere_and_moves_from_the_address_to_a_cookie(
         site.close()
 
 
+@pytest.mark.parametrize("token", ["a%0d%0aSet-Cookie:%20evil=1", "anything-else"])
+def test_without_a_token_nothing_a_client_sends_is_remembered(site: Site, token: str) -> None:
+    status, headers, _ = ask(site, f"/?token={token}")
+    assert (status, headers["Set-Cookie"]) == (200, None)
+
+
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
@@ -309,9 +317,54 @@ def test_addresses_and_tokens_that_cannot_be_used_are_refused_with_what_is_allow
     assert access.token_for(here, None) is None
     first, second = (access.token_for(everywhere, None) for _ in range(2))
     assert first and second and first != second and len(first) >= 20
-    for token in ("short", "with space in it", "semi;colon;cookie"):
-        with pytest.raises(UsageError, match=r"^--token has \d+ characters; allowed: 8 and more of letters, "):
+    for token in ("short", "with space in it", "semi;colon;cookie", "line-feed\n", "kein-äöü-bitte"):
+        with pytest.raises(UsageError, match=r"^--token has \d+ characters; allowed: 8 and more of A-Z, "):
             access.token_for(here, token)
+
+
+@pytest.mark.parametrize(
+    ("serve", "tls", "host", "may"),
+    [
+        ("8350", False, "localhost:8350", True),
+        ("8350", False, "LocalHost:8350", True),
+        ("8350", False, "localhost", False),
+        ("80", False, "127.0.0.1", True),
+        ("80", False, "[::1]", True),
+        ("80", False, "localhost:80", True),
+        ("80", False, "evil.example", False),
+        ("80", False, "evil.example:80", False),
+        ("80", True, "127.0.0.1", False),
+        ("443", True, "127.0.0.1", True),
+        ("443", True, "evil.example", False),
+        ("443", False, "127.0.0.1", False),
+        ("127.0.0.2:8350", False, "127.0.0.2:8350", True),
+        ("127.0.0.2:8350", False, "127.0.0.3:8350", False),
+        ("127.0.0.2:80", False, "127.0.0.2", True),
+        ("[0:0:0:0:0:0:0:1]:8350", False, "[::1]:8350", True),
+        ("8350", False, "", False),
+        ("8350", False, ":8350", False),
+    ],
+)
+def test_a_host_is_a_loopback_name_or_the_address_listened_on_and_a_port_the_scheme_may_imply(
+    serve: str, tls: bool, host: str, may: bool
+) -> None:
+    headers = Message()
+    headers["Host"] = host
+    reason = access.allowed(headers, None, None, access.address_of(serve), tls=tls)
+    assert reason == (None if may else "unknown host")
+
+
+def test_every_address_is_named_by_those_that_can_be_asked_for() -> None:
+    assert addresses_of("127.0.0.2") == ("127.0.0.2",)
+    for host in ("0.0.0.0", "::"):
+        named = addresses_of(host)
+        assert named[-1] == "127.0.0.1"
+        assert len(set(named)) == len(named)
+        assert not [each for each in named if ipaddress.ip_address(each).is_unspecified]
+        for each in named:
+            # Only what belongs to this machine can be bound.
+            with socket.socket(socket.AF_INET6 if ":" in each else socket.AF_INET) as bound:
+                bound.bind((each, 0))
 
 
 def test_a_port_that_is_taken_is_named(site: Site, rig: Rig) -> None:

@@ -26,6 +26,7 @@ from mars_edge.errors import ModelFileError, UsageError
 from mars_runtime.commands import serve
 from mars_runtime.models import find_model
 from mars_runtime.services.access import Address
+from mars_runtime.services.addresses import addresses_of
 from mars_runtime.web import play
 from mars_runtime.web.play import FRAMES_PER_TURN, TURNS, recorded_play
 from mars_runtime.web.site import HEADERS, WebSite, contents
@@ -109,6 +110,40 @@ def test_nothing_can_be_changed(method: str) -> None:
         assert ask(site, "/model", method=method)[0].status == 501
 
 
+def test_another_loopback_address_is_served_under_its_own_name() -> None:
+    site = WebSite(Address(host="127.0.0.2", port=0), contents(MODEL, "a.onnx", None))
+    try:
+        with urllib.request.urlopen(f"{site.url}model", timeout=10) as answer:
+            assert answer.read() == MODEL
+    finally:
+        site.close()
+
+
+@pytest.mark.parametrize("token", ["a%0d%0aSet-Cookie:%20evil=1", "anything-else"])
+def test_without_a_token_nothing_a_client_sends_is_remembered(token: str) -> None:
+    with served() as site:
+        answer, html = ask(site, f"/?token={token}")
+    assert (answer.status, answer.headers["Set-Cookie"], html[:15]) == (200, None, b"<!doctype html>")
+
+
+def test_what_a_client_sends_is_in_no_header() -> None:
+    with served(token="correct-horse") as site:
+        for path in ("/?token=a%0d%0aevil:%201", "/?token=correct-horse&token=a%0d%0aevil:%201", "/a%0d%0aevil:%201"):
+            answer, _ = ask(site, path)
+            assert "evil" not in str(answer.headers)
+
+
+@pytest.mark.parametrize("path", ["/", "/model", "/ort-wasm-simd-threaded.wasm", "/nowhere"])
+def test_head_says_what_get_says_without_the_content(path: str) -> None:
+    with served() as site:
+        get, content = ask(site, path)
+        head, nothing = ask(site, path, method="HEAD")
+    assert (head.status, nothing) == (get.status, b"")
+    kept = [(name, value) for name, value in get.getheaders() if name != "Date"]
+    assert [(name, value) for name, value in head.getheaders() if name != "Date"] == kept
+    assert head.headers["Content-Length"] == str(len(content))
+
+
 def test_without_the_token_nothing_is_read() -> None:
     with served(token="correct-horse") as site:
         for path in ("/", "/model", "/sw.js"):
@@ -188,7 +223,7 @@ def test_a_play_shows_every_attack_and_live_subjects() -> None:
          "its private key, both PEM"),
         (["--model", "face_antispoof.onnx", "--cert", "no.pem", "--key", "no.pem"], "no file no.pem"),
         (["--model", "face_antispoof.onnx", "--token", "short"], "--token has 5 characters; allowed: 8 and more of "
-         "letters, digits, -, _ and ."),
+         "A-Z, a-z, 0-9, -, _ and ."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
@@ -213,6 +248,36 @@ def test_a_damaged_model_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "damaged.onnx").write_bytes(data)
     with pytest.raises(ModelFileError, match="is damaged: its SHA-256 is not the one in its digest property"):
         serve.main(["--model", str(tmp_path / "damaged.onnx")])
+
+
+def certificate(folder: Path, name: str, *passphrase: str) -> tuple[Path, Path]:
+    cert, key = folder / f"{name}.cert.pem", folder / f"{name}.key.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", *(passphrase or ("-nodes",)), "-keyout", str(key), "-out",
+            str(cert), "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]  # fmt: skip
+    subprocess.run(make, check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_a_key_that_cannot_be_used_is_one_line_without_a_question(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "one")
+    other, locked = certificate(tmp_path, "other", "-passout", "pass:secret")
+    garbled = tmp_path / "garbled.pem"
+    garbled.write_text(key.read_text()[:600])
+    messages = {
+        (other, locked): f"--key {locked} has a passphrase; without one: openssl pkey -in {locked} -out NEW.pem",
+        (other, key): f"--cert {other} --key {key}: the key is not the one of the certificate",
+        (key, key): f"--cert {key} --key {key}: not a certificate and its private key, both PEM",
+        (cert, cert): f"--cert {cert} --key {cert}: not a certificate and its private key, both PEM",
+    }
+    for (given, its), message in messages.items():
+        command = [sys.executable, "-m", "mars_edge", "serve", "--model", "face_antispoof.onnx", "--cert", str(given)]
+        done = subprocess.run([*command, "--key", str(its)], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                              start_new_session=True, timeout=60)  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"mars-edge: {message}\n")
+    with pytest.raises(UsageError) as caught:
+        serve.main(["--model", "face_antispoof.onnx", "--cert", str(cert), "--key", str(garbled)])
+    assert str(caught.value).startswith(f"--cert {cert} --key {garbled}: ")
 
 
 @contextmanager
@@ -255,7 +320,10 @@ def test_off_loopback_it_asks_for_a_token_and_hints_at_tls(
 ) -> None:
     with running(["--host", "0.0.0.0"], capsys, monkeypatch) as said:
         first, second = said.splitlines()
-        assert "?token=" in first
+        named = [f"http://{each}:" for each in addresses_of("0.0.0.0")]
+        urls = first.removeprefix("mars-edge: page at ").split(" or ")
+        assert len(urls) == len(named)
+        assert all("/?token=" in url and url.startswith(each) for url, each in zip(urls, named, strict=True))
         assert second == (
             "mars-edge: browsers give cameras and checksums to https and 127.0.0.1 only: add --cert and --key, e.g. of"
             " openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 30 -subj /CN=mars-edge"
@@ -263,6 +331,20 @@ def test_off_loopback_it_asks_for_a_token_and_hints_at_tls(
         port = urlsplit(first.split(" at ")[1]).port
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/model", timeout=10)
+
+
+def test_quiet_says_nothing_but_a_token_that_was_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(["--quiet"], capsys, monkeypatch) as said:
+        assert said == ""
+    with running(["--quiet", "--host", "0.0.0.0", "--token", "correct-horse"], capsys, monkeypatch) as said:
+        assert said == ""
+    with running(["--quiet", "--host", "0.0.0.0"], capsys, monkeypatch) as said:
+        (line,) = said.splitlines()
+        url = urlsplit(line.split(" or ")[-1])
+        with urllib.request.urlopen(f"http://127.0.0.1:{url.port}/model?{url.query}", timeout=10) as answer:
+            assert answer.status == 200
 
 
 def test_a_command_that_is_stopped_at_once_ends_in_good_order() -> None:
@@ -279,15 +361,12 @@ def test_a_command_that_is_stopped_at_once_ends_in_good_order() -> None:
 def test_it_serves_https_with_a_certificate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert), "-days",
-            "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]  # fmt: skip
-    subprocess.run(make, check=True, capture_output=True)
+    cert, key = certificate(tmp_path, "one")
     trusting = ssl.create_default_context(cafile=cert)
     arguments = ["--host", "0.0.0.0", "--token", "correct-horse", "--cert", str(cert), "--key", str(key)]
     with running(arguments, capsys, monkeypatch) as said:
         assert len(said.splitlines()) == 1
-        assert said.startswith("mars-edge: page at https://0.0.0.0:")
+        assert said.startswith("mars-edge: page at https://") and "0.0.0.0" not in said
         port = urlsplit(said.split(" at ")[1]).port
         asked = urllib.request.Request(f"https://127.0.0.1:{port}/served.json?token=correct-horse")
         with urllib.request.urlopen(asked, timeout=10, context=trusting) as answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import ssl
+import sys
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -80,12 +81,32 @@ def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
     for path in (cert, key):
         if not path.is_file():
             raise UsageError(f"no file {path}")
+    return _context(cert, key)
+
+
+def _context(cert: Path, key: Path) -> ssl.SSLContext:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def passphrase() -> str:
+        # Without this OpenSSL asks the terminal, which a service does not have.
+        raise UsageError(f"--key {key} has a passphrase; without one: openssl pkey -in {key} -out NEW.pem")
+
     try:
-        tls.load_cert_chain(cert, key)
-    except (ssl.SSLError, OSError) as error:
-        raise UsageError(f"--cert {cert} --key {key}: {getattr(error, 'reason', None) or error}") from error
+        tls.load_cert_chain(cert, key, passphrase)
+    except ssl.SSLError as error:
+        raise UsageError(f"--cert {cert} --key {key}: {_refusal(error)}") from error
+    except OSError as error:
+        raise UsageError(f"--cert {cert} --key {key}: {error.strerror}") from error
     return tls
+
+
+def _refusal(error: ssl.SSLError) -> str:
+    reason = error.reason or ""
+    if "MISMATCH" in reason:
+        return "the key is not the one of the certificate"
+    if reason in ("", "PEM lib", "NO_START_LINE"):
+        return "not a certificate and its private key, both PEM"
+    return f"the certificate or the key cannot be used: {reason.lower().replace('_', ' ')}"
 
 
 def _announce(
@@ -95,7 +116,12 @@ def _announce(
     tls: ssl.SSLContext | None,
     options: argparse.Namespace,
 ) -> None:
-    say(f"page at {site.url}" + ("" if token is None else f"?token={token}"), options)
+    shown = "" if token is None else f"?token={token}"
+    line = "page at " + " or ".join(f"{url}{shown}" for url in site.urls)
+    if options.quiet and token is not None and options.token is None:
+        # Nobody knows a token that was made just now, and without it nobody gets in.
+        print(f"mars-edge: {line}", file=sys.stderr, flush=True)
+    say(line, options)
     if not address.loopback and tls is None:
         say(
             "browsers give cameras and checksums to https and 127.0.0.1 only: add --cert and --key, e.g. of"
@@ -114,5 +140,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--cert", type=Path, metavar="FILE.pem", help="serve https with this certificate")
     add("--key", type=Path, metavar="FILE.pem", help="its private key")
     add("--seed", type=positive(int, zero=True), default=0, help="of the simulated rig (default 0)")
-    add("--quiet", action="store_true", help="nothing on stderr but errors")
+    add("--quiet", action="store_true", help="nothing on stderr but errors and a token that was made")
     return parser

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 from dataclasses import dataclass
 from email.message import Message
 from http.cookies import CookieError, SimpleCookie
 
 from mars_edge.errors import UsageError
+from mars_runtime.services.addresses import bracketed
 
 COOKIE = "mars_edge_token"
 DEFAULT = "127.0.0.1:8350"
 _SHORTEST = 8
+_FITS_A_HEADER = re.compile(r"[A-Za-z0-9_.-]+")
 # As http.server gives them: names in any case.
 Headers = Message
 
@@ -62,15 +65,17 @@ def token_for(address: Address, given: str | None) -> str | None:
     """
     if given is None:
         return None if address.loopback else secrets.token_urlsafe(18)
-    if len(given) < _SHORTEST or not all(letter.isalnum() or letter in "-_." for letter in given):
-        raise UsageError(f"--token has {len(given)} characters; allowed: 8 and more of letters, digits, -, _ and .")
+    if len(given) < _SHORTEST or not _FITS_A_HEADER.fullmatch(given):
+        raise UsageError(f"--token has {len(given)} characters; allowed: 8 and more of A-Z, a-z, 0-9, -, _ and .")
     return given
 
 
-def allowed(headers: Headers, query_token: str | None, token: str | None, port: int) -> str | None:
-    """Why a request may not read; None when it may."""
+def allowed(
+    headers: Headers, query_token: str | None, token: str | None, here: Address, *, tls: bool = False
+) -> str | None:
+    """Why a request may not read; None when it may. `here` is where the server listens, with the port it got."""
     if token is None:
-        return None if _names_this_machine(headers.get("Host", ""), port) else "unknown host"
+        return None if _names(here, headers.get("Host", ""), tls) else "unknown host"
     given = query_token or _bearer(headers) or _cookie(headers) or ""
     return None if hmac.compare_digest(given.encode(), token.encode()) else "token needed"
 
@@ -84,8 +89,18 @@ def may_change(headers: Headers) -> str | None:
     return None if headers.get("Content-Type", "").startswith("application/json") else "content type is not JSON"
 
 
-def _names_this_machine(host: str, port: int) -> bool:
-    return host in {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+def _names(here: Address, host: str, tls: bool) -> bool:
+    """Whether a Host header names this machine: a loopback name or the address listened on, and the port."""
+    name, colon, port = host.lower().rpartition(":")
+    if not colon or port.endswith("]"):
+        # A browser leaves out the port that the scheme implies.
+        name, port = host.lower(), "443" if tls else "80"
+    return name in {"127.0.0.1", "localhost", "[::1]", bracketed(here.host)} and port == str(here.port)
+
+
+def cookie(token: str, *, tls: bool = False) -> str:
+    """The Set-Cookie header that keeps the server's own token; nothing that a client sent belongs in a header."""
+    return f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/" + ("; Secure" if tls else "")
 
 
 def _bearer(headers: Headers) -> str | None:

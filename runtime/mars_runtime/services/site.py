@@ -31,6 +31,7 @@ from mars_runtime.capture import Sample
 from mars_runtime.decision import Decision
 from mars_runtime.sensors.pace import Clock
 from mars_runtime.services import access
+from mars_runtime.services.addresses import bracketed
 from mars_runtime.services.board import Board
 from mars_runtime.services.metrics import Metrics
 from mars_runtime.services.pictures import Album
@@ -101,7 +102,7 @@ class Site:
         self._thread = threading.Thread(target=self._server.serve_forever, name="site", daemon=True)
         self._thread.start()
         self._open = True
-        self.url = f"http://{_host(address.host)}:{self._server.server_address[1]}/"
+        self.url = f"http://{bracketed(address.host)}:{self._server.server_address[1]}/"
 
     def write(self, decision: Decision) -> None:
         """Post one decision; no client is waited for."""
@@ -118,10 +119,6 @@ class Site:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(2.0)
-
-
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 class _Context:
@@ -196,6 +193,7 @@ class _Server(ThreadingHTTPServer):
         self.context = context
         self._places = threading.BoundedSemaphore(CLIENTS)
         super().__init__((address.host, address.port), _Answer)
+        self.here = access.Address(host=address.host, port=self.server_port)
 
     def server_bind(self) -> None:
         """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
@@ -234,8 +232,9 @@ class _Answer(BaseHTTPRequestHandler):
         query_token = parse_qs(url.query).get("token", [None])[0]
         if self._refused(query_token):
             return
-        if query_token is not None and url.path == "/":
-            self._remember(query_token)
+        token = self.server.context.token
+        if token is not None and query_token is not None and url.path == "/":
+            self._remember(token)
         elif url.path in _FILES:
             self._file(*_FILES[url.path])
         elif url.path.startswith("/picture/"):
@@ -303,7 +302,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _refused(self, query_token: str | None) -> bool:
         context = self.server.context
-        reason = access.allowed(self.headers, query_token, context.token, self.server.server_address[1])
+        reason = access.allowed(self.headers, query_token, context.token, self.server.here)
         if reason is None:
             return False
         status = HTTPStatus.UNAUTHORIZED if context.token is not None else HTTPStatus.MISDIRECTED_REQUEST
@@ -314,7 +313,7 @@ class _Answer(BaseHTTPRequestHandler):
         """The token moves from the address, which is seen and kept, into a cookie."""
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header("Location", "/")
-        self.send_header("Set-Cookie", f"{access.COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/")
+        self.send_header("Set-Cookie", access.cookie(token))
         self._end(0)
 
     def _file(self, name: str, content_type: str) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mars_edge.errors import UsageError
 from mars_runtime.services import access
+from mars_runtime.services.addresses import addresses_of, bracketed
 from mars_runtime.web.assets import Asset, page_assets
 
 CLIENTS = 32
@@ -96,8 +97,13 @@ class WebSite:
             raise UsageError(f"--host {address.host} --port {address.port}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="web-site", daemon=True)
         self._thread.start()
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        self.url = f"http{'s' if tls else ''}://{host}:{self._server.server_address[1]}/"
+        self._base = f"http{'s' if tls else ''}://{{}}:{self._server.server_port}/"
+        self.url = self._base.format(bracketed(address.host))
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The page by every address of this machine that is listened on."""
+        return tuple(self._base.format(bracketed(each)) for each in addresses_of(self._server.here.host))
 
     def close(self) -> None:
         """Stop listening."""
@@ -119,6 +125,7 @@ class _Server(ThreadingHTTPServer):
         self.tls = tls
         self._places = threading.BoundedSemaphore(CLIENTS)
         super().__init__((address.host, address.port), _Answer)
+        self.here = access.Address(host=address.host, port=self.server_port)
 
     def server_bind(self) -> None:
         """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
@@ -162,23 +169,27 @@ class _Answer(BaseHTTPRequestHandler):
         """A file, or why there is none."""
         url = urlsplit(self.path)
         token = parse_qs(url.query).get("token", [None])[0]
-        reason = access.allowed(self.headers, token, self.server.token, self.server.server_port)
+        server = self.server
+        reason = access.allowed(self.headers, token, server.token, server.here, tls=server.tls is not None)
         if reason is not None:
-            status = HTTPStatus.MISDIRECTED_REQUEST if self.server.token is None else HTTPStatus.UNAUTHORIZED
+            status = HTTPStatus.MISDIRECTED_REQUEST if server.token is None else HTTPStatus.UNAUTHORIZED
             self._refuse(status, reason)
-        elif token is not None and url.path == "/":
-            self._remember(token)
-        elif url.path in self.server.files:
-            self._send(self.server.files[url.path]())
+        elif server.token is not None and token is not None and url.path == "/":
+            self._remember(server.token)
+        elif url.path in server.files:
+            self._send(server.files[url.path]())
         else:
             self._refuse(HTTPStatus.NOT_FOUND, f"nothing at {url.path[:100]}")
+
+    def do_HEAD(self) -> None:
+        """What GET says of a file, without the file."""
+        self.do_GET()
 
     def _remember(self, token: str) -> None:
         """The token moves from the address, which is seen and kept, into a cookie."""
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header("Location", "/")
-        secure = "; Secure" if self.server.tls else ""
-        self.send_header("Set-Cookie", f"{access.COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/{secure}")
+        self.send_header("Set-Cookie", access.cookie(token, tls=self.server.tls is not None))
         self._end(b"")
 
     def _send(self, asset: Asset) -> None:
@@ -208,7 +219,8 @@ class _Answer(BaseHTTPRequestHandler):
     def _end(self, content: bytes) -> None:
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, template: str, *values: object) -> None:
         """Requests are not logged."""
