@@ -72,6 +72,51 @@ def _cases() -> Iterator[Case]:
     bad = rows.copy()
     bad[1, 1] = np.nan
     yield "rows, not a number, repeated", "other", _RAW, [rows, bad, rows, rows], [None] * 4
+    yield from _at_the_bounds()
+
+
+def _at_the_bounds() -> Iterator[Case]:
+    """The values nearest to each bound on both sides of it: another bound gives other facts."""
+    shades = [np.full((20, 24), value, np.uint8) for value in (25, 26, 249, 250)]
+    yield "colour, at the bounds of dark and saturated", "colour", _RAW, shades, range(4)
+    depths = [np.full((24, 20), value, np.uint16) for value in (64224, 64225)]
+    yield "depth, at the bound of saturated", "depth", _RAW, depths, range(2)
+    # Of 2000 pixels one percent is 20.
+    lit = [_with_pixels((40, 50), count, 100) for count in (19, 19, 20, 20)]
+    yield (
+        "infrared, repeated with too little to tell by, and enough",
+        "infrared",
+        _RAW,
+        lit,
+        [None] * 4,
+    )
+    # Every fourth pixel of 120 x 120 is 900: by one shade in 229 of them they differ by less than 0.001.
+    few, many = (_with_pixels((30, 30), count, 1).repeat(4, 0).repeat(4, 1) for count in (229, 230))
+    none = np.zeros((120, 120), np.uint8)
+    yield "infrared, stands still", "infrared", _COMPRESSED, [none, few, none], [None] * 3
+    yield "infrared, hardly moves", "infrared", _COMPRESSED, [none, many, none], [None] * 3
+    # The deviation of the areas of a block is 2.016, 2.041: 0.008 of the range is 2.04.
+    pale = [_blocks(*given) for given in ((18, 10), (17, 13))]
+    yield "infrared, at the bound of texture", "infrared", _RAW, pale, range(2)
+    full = np.float32(0.999)
+    below = np.nextafter(full, np.float32(0.0))
+    windows = [np.tile(np.array([level, -level], np.float32), 400) for level in (below, full)]
+    yield "sound, at the bound of full scale", "audio", _RAW, windows, [None] * 2
+
+
+def _with_pixels(shape: tuple[int, int], count: int, value: int) -> NDArray[np.uint8]:
+    """Black but for so many pixels."""
+    picture = np.zeros(shape, np.uint8)
+    picture.flat[:count] = value
+    return picture
+
+
+def _blocks(quarters: int, count: int) -> NDArray[np.uint8]:
+    """5 x 5 blocks of 6 x 6 areas of 2 x 2 pixels, `count` areas of each brighter by `quarters` of a shade."""
+    areas = np.where(np.arange(36).reshape(6, 6) < count, quarters, 0).repeat(2, 0).repeat(2, 1)
+    # Whole shades whose mean over an area is the wanted one.
+    dither = np.tile([[0, 1], [2, 3]], (6, 6))
+    return np.tile(100 + (areas + dither) // 4, (5, 5)).astype(np.uint8)
 
 
 def _depths(random: np.random.Generator) -> Iterator[Case]:

@@ -140,6 +140,14 @@ def _clocks() -> Iterator[Case]:
     yield "stamps that are right", well, _stamped(0.0, 1.5), _START_S + 1.5
     jump = [*_stamped(0.0, 1.0), *_stamped(1.0, 4.0, late_s=0.4)]
     yield "a clock that jumps once", well, jump, _START_S + 4.0
+    # How late samples usually are follows slowly: neither side of a change that is waited out is a jump.
+    drifts = [*_stamped(0.0, 1.0), *_stamped(1.0, 1.1, late_s=0.1), *_stamped(1.1, 2.0, late_s=-0.06)]
+    yield "a clock that is late once", well, drifts, _START_S + 2.0
+    uneven = [_stamped(0.1 * i, 0.1 * i + 0.1, late_s=0.01 + 0.02 * (i % 5)) for i in range(15)]
+    late = [event for each in uneven for event in each]
+    yield "an uneven clock that jumps", well, [*late, *_stamped(1.5, 2.5, late_s=0.4)], _START_S + 2.5
+    bound = [*_stamped(0.0, 1.0), *_stamped(1.0, 1.5, late_s=0.1099), *_stamped(1.5, 2.5, late_s=0.3)]
+    yield "a clock that jumps by less than it may, then by more", well, bound, _START_S + 2.5
     stands = [*_stamped(0.0, 1.0), *_samples(1.0, 2.0, stamped_s=_START_S + 0.99), *_stamped(2.0, 4.5)]
     yield "a clock that stands", well, stands, _START_S + 4.5
     yield "a clock at zero", well, _samples(0.0, 1.0, stamped_s=0.0), _START_S + 1.0

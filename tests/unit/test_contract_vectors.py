@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import pytest
 from contract import generate
 from contract.encoding import array, read_array
 from contract.generate import FOLDER, VECTORS, difference, document
+from mars_edge import preprocess
+from mars_runtime import facts, health, skew
 from mars_runtime.health_table import ROWS
 
 
@@ -57,6 +61,55 @@ def test_every_way_of_taking_no_part_occurs_in_the_loop() -> None:
     assert reasons == transport | {None, "dark", "skew", "not configured", "no sample"}
     assert {step["decision"]["verdict"] for step in steps} == {"accept", "reject", "abstain"}
     assert any(step["asked"] and step["asked"]["cached"] != "none" for step in steps)
+
+
+# A rule of this implementation, the number that it is, and numbers a little apart that other vectors must follow from.
+RULES = [
+    ("facts", facts, "STILL_SHARE", "0.001", ("0.002", "0.00101", "0.00099")),
+    ("facts", facts, "TEXTURE_SHARE", "0.008", ("0.0082", "0.0079")),
+    ("facts", facts, "_FULL_SCALE_AUDIO", "0.999", ("0.9", "0.9989", "0.9991")),
+    ("facts", facts, "_UNCLIPPED_SHARE", "0.01", ("0.1", "0.0101", "0.0095")),
+    ("facts", facts, "_TRIMMED_MEAN", "0.51483", ("0.515",)),
+    ("facts", facts.FactFinder, "_measured", "< 25.5", ("< 26.5", "< 24.5", "<= 26")),
+    ("facts", facts, "_saturated", "0.98", ("0.97", "0.99", "0.97999", "0.98002")),
+    ("facts", facts.FactFinder, "_sound", "1e-6", ("1e-5", "1e-7")),
+    ("health", health, "_observe_clock", "0.1 *", ("0.9 *", "0.11 *", "0.09 *")),
+    ("skew", skew, "_AS_FAST", "1.1", ("1.3", "1.104", "1.098")),
+    ("preprocess", preprocess, "_AUDIO_FLOOR_DB", "-80.0", ("-79.9", "-80.1")),
+    # Every floor below the -80 dB that become 0 gives the same tensors; from there on it shows.
+    ("preprocess", preprocess, "log_mel", "1e-12", ("1.02e-8", "2e-8")),
+]
+
+
+@pytest.mark.parametrize(
+    ("vector", "owner", "name", "number", "other"),
+    [(vector, owner, name, number, other) for vector, owner, name, number, others in RULES for other in others],
+    ids=[f"{name} {number} {other}" for _, _, name, number, others in RULES for other in others],
+)
+def test_another_number_in_a_rule_is_another_vector(
+    vector: str, owner: Any, name: str, number: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(getattr(owner, name), float):
+        assert getattr(owner, name) == float(number)
+        monkeypatch.setattr(owner, name, float(other))
+    else:
+        put(getattr(owner, name), number, other, monkeypatch)
+    assert difference(vectors(vector), json.loads(document(VECTORS[vector]())), vector) is not None
+
+
+def test_a_floor_under_what_becomes_silence_is_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(preprocess.log_mel, "1e-12", "1e-9", monkeypatch)
+    assert difference(vectors("preprocess"), json.loads(document(VECTORS["preprocess"]())), "preprocess") is None
+
+
+def put(function: Any, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function with another number in its source, for everybody who has it already."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1
+    scope: dict[str, Any] = {}
+    code = compile("from __future__ import annotations\n" + source.replace(old, new), function.__name__, "exec")
+    exec(code, dict(vars(inspect.getmodule(function))), scope)
+    monkeypatch.setattr(function, "__code__", scope[function.__name__].__code__)
 
 
 def test_a_vector_that_differs_is_found() -> None:
