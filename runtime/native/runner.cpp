@@ -1,5 +1,6 @@
 // The smallest app: tensors from files in, one JSON line per decision out.
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -27,7 +28,8 @@ constexpr char kHelp[] =
     "  --memory      add `peak_kib`, the most memory that was ever resident (null where the system does not say)\n"
     "  --manifest    print the model's manifest instead\n"
     "\n"
-    "Exit codes: 0 done, 1 the model failed, 2 the request is wrong, 4 the model file is damaged or not ours.\n"
+    "Exit codes: 0 done, 1 the model failed or stdout cannot be written, 2 the request is wrong,\n"
+    "4 the model file is damaged or not ours.\n"
     "\n"
     "example: mars_runner --model face_antispoof.pte --sample rgb=rgb.f32 --sample ir=ir.f32 --threads 1\n";
 
@@ -262,6 +264,14 @@ mars::Json line_of(const Opened& model, size_t frame, const std::vector<uint8_t>
           {"latency_ms", latency(model, answer)}};
 }
 
+void print(const std::string& text) {
+  errno = 0;
+  // A full disk is known only once the text is flushed.
+  if (!(std::cout << text << std::flush)) {
+    throw mars::engine_error(std::string("stdout: ") + (errno != 0 ? std::strerror(errno) : "cannot be written"));
+  }
+}
+
 void run(const Opened& model, const Options& options) {
   const Samples samples = read_all(model, options);
   for (size_t frame = 0; frame < samples.frames; ++frame) {
@@ -275,14 +285,14 @@ void run(const Opened& model, const Options& options) {
     if (options.memory) {
       line["peak_kib"] = peak_kib();
     }
-    std::cout << line.dump() << std::endl;
+    print(line.dump() + "\n");
   }
 }
 
 void print_manifest(const Opened& model) {
   const char *manifest = nullptr, *digest = nullptr;
   need(mars_model_texts(model.id, &manifest, &digest));
-  std::cout << manifest << std::endl;
+  print(std::string(manifest) + "\n");
 }
 
 }  // namespace
@@ -291,7 +301,7 @@ int main(int argc, char** argv) {
   try {
     const Options options = parse(std::vector<std::string>(argv + 1, argv + argc));
     if (options.help) {
-      std::cout << kHelp;
+      print(kHelp);
       return 0;
     }
     const Opened model(options);

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from tests.helpers.native_programs import Programs, programs
 
 FRAMES = 20
 MODELS = ("face_antispoof.pte", "spoken_digits.pte")
-VECTORS = Path(__file__).resolve().parents[2] / "contract/vectors"
+ROOT = Path(__file__).resolve().parents[2]
+VECTORS = ROOT / "contract/vectors"
+NATIVE = ROOT / "runtime/native"
 
 pytestmark = [pytest.mark.hardware, pytest.mark.timeout(900)]
 
@@ -178,6 +183,80 @@ def test_help_names_every_flag(here: Programs) -> None:
     result = here.run("--help")
     assert result.returncode == 0 and "example: mars_runner --model" in result.stdout
     assert all(flag in result.stdout for flag in ("--sample", "--threads", "--repeat", "--memory", "--manifest"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("what", ["answers", "manifest", "help"])
+def test_output_that_cannot_be_written_ends_with_one_line_and_1(what: str, here: Programs, tmp_path: Path) -> None:
+    path = tmp_path / "image.f32"
+    path.write_bytes(np.zeros(64, np.float32).tobytes())
+    wanted = {"answers": ["--sample", f"image={path}"], "manifest": ["--manifest"], "help": ["--help"]}[what]
+    command = [str(here.folder / "mars_runner"), "--model", str(find_model(MODELS[1])), *wanted]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "mars_runner: stdout: No space left on device\n")
+
+
+# As the NDK's toolchain file: packages are looked for inside the sysroot alone.
+SYSROOT_ONLY = """
+set(CMAKE_FIND_ROOT_PATH /nonexistent/sysroot)
+foreach(kind PACKAGE LIBRARY INCLUDE)
+  set(CMAKE_FIND_ROOT_PATH_MODE_${kind} ONLY)
+endforeach()
+"""
+TARGETS = (
+    "executorch",
+    "extension_data_loader",
+    "extension_threadpool",
+    "xnnpack_backend",
+    "optimized_native_cpu_ops_lib",
+)
+
+
+def configure(folder: Path, targets: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """CMake on an install prefix of ExecuTorch that has `targets`, each a library of its name."""
+    if shutil.which("cmake") is None or not Path("/usr/share/cmake/nlohmann_json").is_dir():
+        pytest.skip("apt-get install cmake nlohmann-json3-dev")
+    package = folder / "prefix/lib/cmake/ExecuTorch"
+    package.mkdir(parents=True)
+    lines = (
+        f"add_library({name} STATIC IMPORTED)\n"
+        f'set_target_properties({name} PROPERTIES IMPORTED_LOCATION "/prefix/lib{name}.a")\n'
+        for name in targets
+    )
+    (package / "executorch-config.cmake").write_text("".join(lines), encoding="utf-8")
+    (folder / "toolchain.cmake").write_text(SYSROOT_ONLY, encoding="utf-8")
+    command = ["cmake", "-S", str(NATIVE), "-B", str(folder / "build"), f"-DEXECUTORCH_ROOT={folder / 'prefix'}"]
+    command += [f"-DCMAKE_TOOLCHAIN_FILE={folder / 'toolchain.cmake'}"]
+    command += ["-Dnlohmann_json_DIR=/usr/share/cmake/nlohmann_json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("quantized", [(), ("quantized_ops_lib",)])
+def test_a_source_build_outside_the_sysroot_is_found_and_linked_by_what_it_has(
+    quantized: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = configure(tmp_path, TARGETS + quantized)
+    assert result.returncode == 0, result.stderr
+    link = (tmp_path / "build/CMakeFiles/mars_runner.dir/link.txt").read_text(encoding="utf-8")
+    assert re.findall(r"/prefix/lib(\w+)\.a", link) == [*TARGETS, *quantized]
+    assert ("quantized_ops_lib" in link) == bool(quantized)
+
+
+def test_a_source_build_that_lacks_a_library_is_refused_by_name(tmp_path: Path) -> None:
+    result = configure(tmp_path, tuple(name for name in TARGETS if name != "xnnpack_backend"))
+    assert result.returncode != 0
+    assert "has no target xnnpack_backend" in " ".join(result.stderr.split())
+
+
+def test_the_swift_manifest_leaves_out_what_cmake_leaves_out_of_the_library() -> None:
+    guide = (ROOT / "docs/native-apps.md").read_text(encoding="utf-8")
+    excluded = re.search(r"exclude: \[(.*?)\]", guide, re.DOTALL)
+    library = re.search(r"add_library\(mars_edge STATIC(.*?)\)", (NATIVE / "CMakeLists.txt").read_text(), re.DOTALL)
+    assert excluded is not None and library is not None
+    left_out = set(re.findall(r'"([^"]+)"', excluded[1]))
+    others = {path.name for path in NATIVE.iterdir() if path.suffix != ".h"} - set(library[1].split())
+    assert left_out == others
 
 
 def test_digests_are_those_of_hashlib_and_of_the_standard(here: Programs) -> None:
