@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -163,10 +164,12 @@ def test_it_can_be_used_by_keyboard_alone(seen: Any) -> None:
     page = seen.page
     focused = "document.activeElement.dataset.fault ?? document.activeElement.tagName"
     order = []
-    for _ in range(6):
+    for _ in range(8):
         page.keyboard.press("Tab")
         order.append(page.evaluate(focused))
-    assert order == ["SELECT", "unplug", "freeze", "dark", "SELECT", "unplug"]
+    assert order == ["SELECT", "BUTTON", "unplug", "freeze", "dark", "SELECT", "BUTTON", "unplug"]
+    # There is no alarm for a sensor that was never used.
+    until(page, lambda: present(page) == "rgb+depth+ir", 20.0)
     page.keyboard.press("Space")
     until(page, lambda: state(page, "depth") == "missing: disconnected", 10.0)
     assert page.get_attribute('[data-sensor="depth"] [data-fault="unplug"]', "aria-pressed") == "true"
@@ -174,6 +177,65 @@ def test_it_can_be_used_by_keyboard_alone(seen: Any) -> None:
     assert page.text_content("#alarm") == "alarm: depth was used before and is missing"
     page.keyboard.press("Space")
     until(page, lambda: state(page, "depth").startswith("ok"), 15.0)
+
+
+def test_keys_step_through_the_sources_and_enter_uses_one(seen: Any) -> None:
+    page, select = seen.page, '[data-sensor="rgb"] select'
+    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { window.asked = true } }")
+    until(page, lambda: present(page) == "rgb+depth+ir", 20.0)
+    page.focus(select)
+    page.keyboard.press("ArrowDown")
+    hint = "press Enter to use: camera"
+    until(page, lambda: page.text_content('[data-sensor="rgb"] .evidence') == hint, 5.0)
+    page.keyboard.press("End")
+    until(page, lambda: str(page.text_content('[data-sensor="rgb"] .evidence')).endswith("use: nothing"), 5.0)
+    assert present(page) == "rgb+depth+ir"
+    page.keyboard.press("Tab")
+    assert page.input_value(select) == "rig"
+    page.focus(select)
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    until(page, lambda: state(page, "rgb") == "missing: not configured", 10.0)
+    assert page.input_value(select) == "none"
+    assert not page.evaluate("window.asked ?? false")
+
+
+def test_the_list_of_sources_shows_what_is_used_when_a_file_was_picked_or_was_not(seen: Any, tmp_path: Path) -> None:
+    page, card = seen.page, '[data-sensor="depth"]'
+    with page.expect_file_chooser():
+        page.click(f"{card} .open")
+    assert page.input_value(f"{card} select") == "rig"
+    shown = f"document.querySelector('{card} select').selectedOptions[0].text"
+    for name in ("one.npy", "two.npy", "two.npy"):
+        np.save(tmp_path / name, np.full((48, 64), 500, np.uint16))
+        with page.expect_file_chooser() as chooser:
+            page.click(f"{card} .open")
+        chooser.value.set_files(tmp_path / name)
+        until(page, lambda n=name: page.evaluate(shown) == n, 5.0)
+
+
+def test_a_fault_stays_pressed_while_another_sensor_changes(seen: Any) -> None:
+    page, button = seen.page, '[data-sensor="ir"] [data-fault="dark"]'
+    page.click(button)
+    page.select_option('[data-sensor="depth"] select', "none")
+    until(page, lambda: state(page, "depth") == "missing: not configured", 10.0)
+    assert page.get_attribute(button, "aria-pressed") == "true"
+    # Pressed: the next press mends.
+    page.click(button)
+    assert page.get_attribute(button, "aria-pressed") == "false"
+
+
+def test_a_dead_worker_takes_the_verdict_back(seen: Any) -> None:
+    page = seen.page
+    until(page, lambda: present(page) == "rgb+depth+ir", 20.0)
+    worker = next(each for each in page.workers if each.url.endswith("worker.js"))
+    worker.evaluate("self.onmessage = null")
+    until(page, lambda: str(page.text_content("#why")).startswith("no decision for "), 4.0)
+    assert page.text_content("#word") == "abstain"
+    assert page.evaluate("getComputedStyle(document.getElementById('sensors')).opacity") == "0.4"
+    why = "the engine failed: the engine's worker gave no answer within 5 s"
+    until(page, lambda: page.text_content("#why") == why, 15.0)
+    assert page.text_content("#word") == "abstain"
 
 
 def test_every_control_has_a_name(seen: Any) -> None:
@@ -190,8 +252,6 @@ def test_it_works_without_the_server_once_it_was_loaded(web: Any, browser: Any) 
         page.wait_for_function(
             "() => document.getElementById('offline').textContent === 'works offline'", timeout=60_000
         )
-        page.reload()
-        page.wait_for_function(web.DECIDED, timeout=60_000)
         process.terminate()
         process.wait(10)
         page.reload()
@@ -216,6 +276,79 @@ def test_nothing_is_wider_than_a_phone(web: Any, browser: Any, address: str) -> 
         visit.page.goto(address)
         visit.page.wait_for_function(web.DECIDED, timeout=60_000)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_long_name_fits_a_small_phone(web: Any, browser: Any, address: str) -> None:
+    with web.visit(browser, size=(320, 640)) as visit:
+        page = visit.page
+        page.goto(address)
+        page.wait_for_function(web.DECIDED, timeout=60_000)
+        for place in ("#name", "#link", "#sensors h2"):
+            page.evaluate(f"document.querySelector('{place}').textContent = 'm'.repeat(60)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_what_is_touched_is_as_high_as_a_finger(web: Any, browser: Any, address: str) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    try:
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_function(web.DECIDED, timeout=60_000)
+        heights = """[...document.querySelectorAll('button, select, .file')].filter(e => e.offsetParent !== null)
+            .map(e => Math.min(e.getBoundingClientRect().height))"""
+        found = page.evaluate(heights)
+        assert len(found) > 10
+        assert min(found) >= 44
+    finally:
+        context.close()
+
+
+def test_over_plain_http_from_another_machine_it_says_what_it_needs(browser: Any) -> None:
+    files = page_assets()
+    context = browser.new_context()
+    try:
+
+        def answer(route: Any, request: Any) -> None:
+            asset = files.get(urlsplit(request.url).path)
+            if asset is None:
+                route.fulfill(status=404)
+            else:
+                route.fulfill(body=asset.plain, content_type=asset.content_type)
+
+        context.route("http://another.test/**", answer)
+        page = context.new_page()
+        page.goto("http://another.test/")
+        said = (
+            "this page needs https or localhost: browsers give cameras and checksums to no other "
+            "(mars-edge serve --cert)"
+        )
+        until(page, lambda: page.text_content("#link") == said, 10.0)
+        page.evaluate("document.getElementById('link').textContent = ''")
+        page.set_input_files("#other", find_model(MODEL))
+        until(page, lambda: page.text_content("#link") == said, 10.0)
+    finally:
+        context.close()
+
+
+def test_a_kept_page_says_that_the_servers_token_is_another(web: Any, browser: Any) -> None:
+    files = contents(find_model(MODEL).read_bytes(), MODEL, partial(recorded_play, seed=0))
+    site = WebSite(Address(host="127.0.0.1", port=0), files)
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.goto(site.url)
+        page.wait_for_function(web.OFFLINE, timeout=60_000)
+        site.close()
+        port = int(str(urlsplit(site.url).port))
+        site = WebSite(Address(host="127.0.0.1", port=port), files, token="another-token")
+        page.reload()
+        said = "token needed: open the address that mars-edge serve printed"
+        until(page, lambda: page.text_content("#link") == said, 20.0)
+        page.goto(f"{site.url}?token=another-token")
+        page.wait_for_function(web.DECIDED, timeout=60_000)
+    finally:
+        context.close()
+        site.close()
 
 
 def test_files_feed_sensors(seen: Any, tmp_path: Path) -> None:
@@ -250,6 +383,14 @@ def test_a_sample_that_does_not_fit_is_refused_and_said(seen: Any, tmp_path: Pat
     page.set_input_files('[data-sensor="depth"] input[type=file]', tmp_path / "depth.npy")
     until(page, lambda: present(page) == "rgb+ir", 10.0)
     until(page, lambda: state(page, "depth") == "missing: not configured", 10.0)
+    said = str(page.text_content('[data-sensor="depth"] .evidence'))
+    assert "file depth.npy" in said
+    # Ten decisions later it is still there; another source takes it away.
+    page.wait_for_timeout(1000)
+    assert page.text_content('[data-sensor="depth"] .evidence') == said
+    page.select_option('[data-sensor="depth"] select', "rig")
+    until(page, lambda: state(page, "depth").startswith("ok"), 15.0)
+    assert "depth.npy" not in str(page.text_content('[data-sensor="depth"] .evidence'))
 
 
 def test_a_damaged_file_is_refused_and_the_model_before_it_goes_on(seen: Any, tmp_path: Path) -> None:

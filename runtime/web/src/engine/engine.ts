@@ -80,8 +80,14 @@ function compared(manifest: Manifest, logits: Float32Array): number[] {
   );
 }
 
+// A worker that the browser ended tells nobody.
+const ANSWER_MS = 5000;
+// Opening compiles the runtime, and the first inference allocates what it needs.
+const FIRST_ANSWERS_MS = 60_000;
+
 class OnnxEngine implements Engine {
   private next = 0;
+  private warm = false;
   private readonly waiting = new Map<number, { resolve: (reply: Reply) => void; reject: (error: Error) => void }>();
   private closed = false;
 
@@ -113,6 +119,7 @@ class OnnxEngine implements Engine {
     const feeds = this.feeds(samples, features);
     const reply = await this.ask({ type: "run", feeds, outputs }, (message) => new EngineError(`onnxruntime failed: ${message}`));
     if (reply.type !== "ran") throw new EngineError("the worker gave another answer than asked for");
+    this.warm = true;
     const [logits, router, ...used] = reply.outputs as [Float32Array, Float32Array, ...Float32Array[]];
     checkFinite("router logits", router);
     checkFinite("logits", logits);
@@ -148,12 +155,29 @@ class OnnxEngine implements Engine {
     if (this.closed) return Promise.reject(new EngineError("the engine is closed"));
     const id = (this.next += 1);
     return new Promise<Reply>((resolve, reject) => {
+      const limit = this.limit(id);
       this.waiting.set(id, {
-        resolve: (reply) => (reply.type === "failed" ? reject(failure(reply.message)) : resolve(reply)),
-        reject,
+        resolve: (reply) => {
+          clearTimeout(limit);
+          if (reply.type === "failed") reject(failure(reply.message));
+          else resolve(reply);
+        },
+        reject: (error) => {
+          clearTimeout(limit);
+          reject(error);
+        },
       });
       this.worker.postMessage({ id, ...request });
     });
+  }
+
+  /** Rejects a request that is not answered in time; an answer that comes later is of no use to anybody. */
+  private limit(id: number): ReturnType<typeof setTimeout> {
+    const ms = this.warm ? ANSWER_MS : FIRST_ANSWERS_MS;
+    return setTimeout(() => {
+      this.waiting.get(id)?.reject(new EngineError(`the engine's worker gave no answer within ${ms / 1000} s`));
+      this.waiting.delete(id);
+    }, ms);
   }
 
   private receive(reply: Reply): void {

@@ -3,12 +3,8 @@ import type { Summary } from "../core/health";
 import type { Modality } from "../core/modality";
 import type { Received } from "../loop/mailbox";
 import { FAULTS, type Fault } from "../sources/rig";
+import { Chooser, type Choice } from "./chooser";
 import { draw } from "./draw";
-
-export interface Choice {
-  readonly value: string;
-  readonly text: string;
-}
 
 export interface Actions {
   choose(value: string): void;
@@ -25,9 +21,11 @@ const FAULT_WORDS: Record<Fault, string> = { unplug: "Unplug", freeze: "Freeze",
 export class Card {
   private readonly item: HTMLElement;
   private readonly canvas: HTMLCanvasElement;
-  private readonly select: HTMLSelectElement;
   private readonly picker: HTMLInputElement;
+  private readonly chooser: Chooser;
   private drawn: Received | null = null;
+  // Why a source was refused, until another is chosen.
+  private refusal: string | null = null;
 
   constructor(
     private readonly modality: Modality,
@@ -41,31 +39,32 @@ export class Card {
     this.canvas = this.part("canvas") as HTMLCanvasElement;
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", `newest sample of ${modality.name}`);
-    this.select = this.part("select") as HTMLSelectElement;
-    this.select.setAttribute("aria-label", `source of ${modality.name}`);
+    const select = this.part("select") as HTMLSelectElement;
+    select.setAttribute("aria-label", `source of ${modality.name}`);
+    this.chooser = new Chooser(select, (value) => actions.choose(value));
     this.picker = this.part("input") as HTMLInputElement;
     this.picker.accept = modality.kind === "audio" ? "audio/*,.npy" : "image/*,video/*,.npy";
-    this.select.onchange = () => (this.select.value === "file" ? this.picker.click() : actions.choose(this.select.value));
-    this.picker.onchange = () => this.picker.files?.[0] && actions.file(this.picker.files[0]);
+    this.part(".open").onclick = () => this.picker.click();
+    this.picker.onchange = () => this.picked(actions);
     this.faultButtons(actions);
     list.append(this.item);
   }
 
   /** Which sources there are, and which one is used. */
   offer(choices: readonly Choice[], chosen: string): void {
-    const options = choices.map(({ value, text }) => new Option(text, value, false, value === chosen));
-    this.select.replaceChildren(...options);
+    this.chooser.offer(choices, chosen);
     this.part(".faults").hidden = chosen !== "rig";
   }
 
-  /** What is wrong with the source, before any decision says so. */
-  say(message: string): void {
-    this.part(".evidence").textContent = message;
+  /** Why the source was refused; it stays until another is chosen, which null says. */
+  say(refusal: string | null): void {
+    this.refusal = refusal;
+    this.part(".evidence").textContent = refusal ?? "";
   }
 
   /** Which fault's button is pressed. */
   press(fault: Fault | null): void {
-    for (const button of this.item.querySelectorAll("button")) {
+    for (const button of this.item.querySelectorAll<HTMLElement>("[data-fault]")) {
       button.setAttribute("aria-pressed", String(button.dataset["fault"] === fault));
     }
   }
@@ -76,13 +75,21 @@ export class Card {
     const age = ageS === null ? "" : `, ${Math.round(1000 * ageS)} ms old`;
     this.part(".state").textContent = (reason === null ? status : `${status}: ${reason}`) + (status === "ok" ? age : "");
     const numbers = Object.entries(evidence).map(([key, value]) => `${key} ${Number(value.toPrecision(3))}`).join(", ");
-    this.part(".evidence").textContent = UNREACHED.includes(reason ?? "") && error !== null ? error : numbers;
+    const found = UNREACHED.includes(reason ?? "") && error !== null ? error : numbers;
+    this.part(".evidence").textContent = this.chooser.hint ?? this.refusal ?? found;
     if (newest !== null && newest !== this.drawn) draw(this.canvas, newest.frame.sample, this.modality);
     this.drawn = newest;
   }
 
   private part(selector: string): HTMLElement {
     return this.item.querySelector<HTMLElement>(selector)!;
+  }
+
+  private picked(actions: Actions): void {
+    const file = this.picker.files?.[0];
+    // The same file may be picked again: it may have changed.
+    this.picker.value = "";
+    if (file !== undefined) actions.file(file);
   }
 
   private faultButtons(actions: Actions): void {

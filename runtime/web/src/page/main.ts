@@ -1,4 +1,5 @@
 /** The page: a model that is served or picked, its sensors, and what it decides. */
+import { UsageError } from "../core/errors";
 import type { Manifest } from "../core/manifest";
 import { openModel, type Opened } from "../engine/engine";
 import { PAGE_TIMING } from "../loop/connection";
@@ -8,6 +9,7 @@ import { RigStream, type Fault } from "../sources/rig";
 import { showBars } from "./bars";
 import { Card } from "./card";
 import { Session } from "./session";
+import { Silence } from "./silence";
 
 /** What the server offers; a page without a server has nothing but files. */
 interface Served {
@@ -18,6 +20,13 @@ interface Served {
 }
 
 const SHOWN_MS = 100;
+const LOOK_MS = 250;
+const INSECURE = "this page needs https or localhost: browsers give cameras and checksums to no other (mars-edge serve --cert)";
+// What the server keeps beside the page, as the service worker calls its cache of it.
+const DATA = "data";
+const silence = new Silence();
+// What of the server works offline once it is kept.
+const used: string[] = [];
 const cards = new Map<string, Card>();
 let session: Session | null = null;
 let rig: RigStream | null = null;
@@ -43,17 +52,31 @@ const say = (message: string, failed = false): void => {
 
 async function start(): Promise<void> {
   part("other").onchange = async (event) => {
-    const file = (event.target as HTMLInputElement).files?.[0];
-    if (file !== undefined) await use(new Uint8Array(await file.arrayBuffer()), file.name);
+    const picker = event.target as HTMLInputElement;
+    const file = picker.files?.[0];
+    if (file === undefined) return;
+    // The same file may be picked again: it may have changed.
+    picker.value = "";
+    await use(new Uint8Array(await file.arrayBuffer()), file.name);
   };
   if (!window.isSecureContext) {
-    say("this page needs https, or 127.0.0.1: browsers give cameras and checksums to no other (mars-edge serve --cert)", true);
+    say(INSECURE, true);
     return;
   }
+  setInterval(watch, LOOK_MS);
   part("device").onchange = async () => {
     if (session !== null) await use(session.opened.sealed.data, session.name);
   };
   navigator.mediaDevices.addEventListener("devicechange", () => void offer());
+  try {
+    await useServed();
+  } catch (error) {
+    say((error as Error).message, true);
+  }
+}
+
+/** Open what the server offers; throws a UsageError where it refuses this page. */
+async function useServed(): Promise<void> {
   const served = await found<Served>("./served.json", (answer) => answer.json() as Promise<Served>);
   if (served === null) {
     say("no model is served; open an .onnx file");
@@ -71,11 +94,18 @@ async function loadRig(): Promise<void> {
   if (recorded !== null) rig = RigStream.from(recorded, PAGE_TIMING.clock);
 }
 
+/** What the server has at an address, null where it has nothing or is away; throws a UsageError where it may not be read. */
 async function found<T>(address: string, read: (answer: Response) => Promise<T>): Promise<T | null> {
   try {
     const answer = await fetch(address);
-    return answer.ok ? await read(answer) : null;
-  } catch {
+    // The page itself may come from this browser, kept while the server had another token.
+    if (answer.status === 401) throw new UsageError("token needed: open the address that mars-edge serve printed");
+    if (!answer.ok) return null;
+    const content = await read(answer);
+    used.push(address);
+    return content;
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
     return null;
   }
 }
@@ -86,6 +116,10 @@ async function bytesOf(answer: Response): Promise<Uint8Array> {
 
 /** Open a model and decide with it in the place of any other. */
 async function use(bytes: Uint8Array, name: string): Promise<void> {
+  if (!window.isSecureContext) {
+    say(INSECURE, true);
+    return;
+  }
   say(`opening ${name}`);
   const device = part("device") as HTMLSelectElement;
   let opened: Opened;
@@ -99,12 +133,21 @@ async function use(bytes: Uint8Array, name: string): Promise<void> {
   }
   await rigLoaded;
   session?.close();
+  silence.begin();
   part("sensors").replaceChildren();
   cards.clear();
   for (const modality of opened.engine.manifest.modalities) {
     const actions = {
-      choose: (value: string) => { session?.choose(modality, value); void offer(); },
-      file: (file: File) => { session?.open(modality, file); void offer(); },
+      choose: (value: string) => {
+        cards.get(modality.name)?.say(null);
+        session?.choose(modality, value);
+        void offer();
+      },
+      file: (file: File) => {
+        cards.get(modality.name)?.say(null);
+        session?.open(modality, file);
+        void offer();
+      },
       breakIt: (fault: Fault | null) => { session?.breakIt(modality.name, fault); cards.get(modality.name)?.press(fault); },
     };
     cards.set(modality.name, new Card(modality, part("sensors"), actions));
@@ -113,7 +156,11 @@ async function use(bytes: Uint8Array, name: string): Promise<void> {
   session = new Session(opened, name, device.value, rig, {
     decided: show,
     refused: (sensor, message) => { cards.get(sensor)?.say(message); void offer(); },
-    failed: (message) => say(message, true),
+    failed: (message) => {
+      say(message, true);
+      silence.end(message);
+      watch();
+    },
   });
   await offer();
   say("deciding");
@@ -128,7 +175,7 @@ async function offer(): Promise<void> {
     const chosen = session.chosen.get(modality.name) ?? "none";
     const card = cards.get(modality.name);
     card?.offer(session.choices(modality, devices), chosen);
-    card?.press(null);
+    card?.press(session.fault(modality.name));
   }
 }
 
@@ -151,8 +198,19 @@ function policyWords({ policy }: Manifest): string {
   return words.filter((each) => each !== "").map((each) => `; ${each}`).join("");
 }
 
+/** Take back a verdict that no newer decision confirms. */
+function watch(): void {
+  const reason = silence.reason(performance.now());
+  document.body.classList.toggle("silent", reason !== null);
+  if (reason === null) return;
+  part("word").textContent = "abstain";
+  part("word").className = "abstain";
+  part("why").textContent = reason;
+}
+
 function show(decision: Decision): void {
   const nowMs = performance.now();
+  silence.decided(nowMs);
   const root = document.documentElement.dataset;
   if (decision.experts.length > 0 && root["firstDecisionMs"] === undefined) {
     root["firstDecisionMs"] = String(Math.round(nowMs));
@@ -196,10 +254,14 @@ function showLatency(latencyMs: Readonly<Record<string, number>>): void {
 function keepOffline(): void {
   // There is none on pages that came over plain http from another machine.
   if (navigator.serviceWorker === undefined) return;
-  void navigator.serviceWorker.register("./sw.js").then(async () => {
+  const kept = navigator.serviceWorker.register("./sw.js").then(async () => {
     await navigator.serviceWorker.ready;
+    // On the first visit all of it was fetched before there was a service worker to keep it.
+    await (await caches.open(DATA)).addAll(used);
     part("offline").textContent = "works offline";
-  }, () => undefined);
+  });
+  // It works without: the page then says nothing of offline.
+  kept.catch(() => undefined);
 }
 
 void start();

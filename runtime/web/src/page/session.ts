@@ -10,7 +10,7 @@ import { CameraSource, VideoFileSource } from "../sources/camera";
 import { MicrophoneSource, SoundFileSource } from "../sources/microphone";
 import { RigSource, type Fault, type RigStream } from "../sources/rig";
 import { StillSource } from "../sources/still";
-import type { Choice } from "./card";
+import type { Choice } from "./chooser";
 
 export interface Told {
   decided(decision: Decision): void;
@@ -20,7 +20,10 @@ export interface Told {
 
 export class Session {
   private readonly pipeline: Pipeline;
+  private closed = false;
   private readonly connections = new Map<string, Connection>();
+  /** By modality, the file that was opened last; it can be chosen again. */
+  private readonly files = new Map<string, File>();
   /** By modality, the value of its choice. */
   readonly chosen = new Map<string, string>();
 
@@ -46,11 +49,12 @@ export class Session {
     try {
       await this.pipeline.run((decision) => this.told.decided(decision));
     } catch (error) {
-      this.told.failed((error as Error).message);
+      if (!this.closed) this.told.failed((error as Error).message);
     }
   }
 
   close(): void {
+    this.closed = true;
     this.pipeline.stop();
     for (const connection of this.connections.values()) connection.stop();
     this.opened.engine.close();
@@ -58,11 +62,14 @@ export class Session {
 
   /** Bind a modality to a source by the value of its choice. */
   choose(modality: Modality, value: string): void {
-    this.bind(modality, value, () => this.source(modality, value));
+    const file = this.files.get(modality.name);
+    if (value === "file" && file !== undefined) this.open(modality, file);
+    else this.bind(modality, value, () => this.source(modality, value));
   }
 
   /** Bind a modality to a file: picture, array, video or sound. */
   open(modality: Modality, file: File): void {
+    this.files.set(modality.name, file);
     this.bind(modality, "file", () => {
       if (modality.kind === "audio" && !file.name.endsWith(".npy")) return new SoundFileSource(modality, file);
       return file.type.startsWith("video/") ? new VideoFileSource(modality, file) : new StillSource(modality, file);
@@ -73,6 +80,12 @@ export class Session {
   breakIt(name: string, fault: Fault | null): void {
     const source = this.connections.get(name)?.source;
     if (source instanceof RigSource) source.broken = fault;
+  }
+
+  /** How a simulated sensor is broken; null for one that works, and for every other. */
+  fault(name: string): Fault | null {
+    const source = this.connections.get(name)?.source;
+    return source instanceof RigSource ? source.broken : null;
   }
 
   latest(name: string): Received | null {
@@ -91,7 +104,9 @@ export class Session {
     if (this.fitsRig(modality)) choices.push({ value: "rig", text: "simulated rig" });
     if (picture) choices.push(...listed("camera", devices.filter((device) => device.kind === "videoinput")));
     if (modality.kind === "audio") choices.push(...listed("microphone", devices.filter((device) => device.kind === "audioinput")));
-    return [...choices, { value: "file", text: "a file" }, { value: "none", text: "nothing" }];
+    const file = this.files.get(modality.name);
+    if (file !== undefined) choices.push({ value: "file", text: file.name });
+    return [...choices, { value: "none", text: "nothing" }];
   }
 
   private bind(modality: Modality, value: string, make: () => Source | null): void {
