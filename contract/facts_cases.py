@@ -26,7 +26,7 @@ Case = tuple[str, SensorKind, Traits, Arrays, Sequence[int | None]]
 
 def facts_cases() -> list[dict[str, Any]]:
     """Each sensor's frames with the facts of each, those at their defaults left out."""
-    return [_case(*case) for case in _cases()]
+    return [*(_case(*case) for case in _cases()), _large_case()]
 
 
 def seen_table(seen: SampleSeen) -> dict[str, Any]:
@@ -42,8 +42,24 @@ def _case(name: str, kind: SensorKind, traits: Traits, arrays: Arrays, numbers: 
         at_s = 100.0 + index * traits.period_s
         seen = finder.facts(Frame(data=data, sequence=sequence), traits, at_s)
         frames.append({"data": array(data), "sequence": sequence, "at_s": at_s, "facts": seen_table(seen)})
-    kept = {key: getattr(traits, key) for key in ("rate_hz", "raw", "static", "finite")}
-    return {"name": name, "kind": kind, "audio_rate_hz": 8000.0, "traits": kept, "frames": frames}
+    return {"name": name, "kind": kind, "audio_rate_hz": 8000.0, "traits": _kept(traits), "frames": frames}
+
+
+def _large_case() -> dict[str, Any]:
+    """Pictures so large that every step of thinning shows, each stored as the tile that it repeats.
+
+    What is measured of their texture is noise averaged over areas: which areas decides whether it is there.
+    """
+    random = np.random.default_rng(701)
+    tiles = [np.clip(random.normal(128.0, spread, (75, 60)), 0, 255).astype(np.uint8) for spread in (8.0, 5.0)]
+    name, repeats = "infrared, compressed, 600 x 600", (8, 10)
+    case = _case(name, "infrared", _COMPRESSED, [np.tile(tile, repeats) for tile in tiles], [None] * 2)
+    small = [frame | {"data": array(tile)} for frame, tile in zip(case["frames"], tiles, strict=True)]
+    return case | {"repeats": list(repeats), "frames": small}
+
+
+def _kept(traits: Traits) -> dict[str, Any]:
+    return {key: getattr(traits, key) for key in ("rate_hz", "raw", "static", "finite")}
 
 
 def _cases() -> Iterator[Case]:

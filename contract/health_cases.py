@@ -151,6 +151,7 @@ def _clocks() -> Iterator[Case]:
     stands = [*_stamped(0.0, 1.0), *_samples(1.0, 2.0, stamped_s=_START_S + 0.99), *_stamped(2.0, 4.5)]
     yield "a clock that stands", well, stands, _START_S + 4.5
     yield "a clock at zero", well, _samples(0.0, 1.0, stamped_s=0.0), _START_S + 1.0
+    yield "a clock that stands just after zero", well, _samples(0.0, 1.0, stamped_s=0.001), _START_S + 1.0
     yield "a stamp that is missing", well, [*_stamped(0.0, 0.5), *_samples(0.5, 1.0), *_stamped(1.0, 1.5)], 51.5
 
 

@@ -69,11 +69,18 @@ RULES = [
     ("facts", facts, "TEXTURE_SHARE", "0.008", ("0.0082", "0.0079")),
     ("facts", facts, "_FULL_SCALE_AUDIO", "0.999", ("0.9", "0.9989", "0.9991")),
     ("facts", facts, "_UNCLIPPED_SHARE", "0.01", ("0.1", "0.0101", "0.0095")),
+    ("facts", facts, "_THINNED_SIDE", "120", ("157", "100")),
+    ("facts", facts, "_TEXTURE_SIDE", "180", ("235", "150")),
+    ("facts", facts, "_BLOCK_CELLS", "12", ("16", "8")),
+    ("facts", facts, "BLOCKS", "5", ("4", "6")),
+    ("facts", facts, "_NOISE_ROWS", "24", ("23", "25")),
+    ("facts", facts, "_NOISE_COLUMNS", "320", ("300", "340")),
     ("facts", facts, "_TRIMMED_MEAN", "0.51483", ("0.515",)),
     ("facts", facts.FactFinder, "_measured", "< 25.5", ("< 26.5", "< 24.5", "<= 26")),
     ("facts", facts, "_saturated", "0.98", ("0.97", "0.99", "0.97999", "0.98002")),
     ("facts", facts.FactFinder, "_sound", "1e-6", ("1e-5", "1e-7")),
     ("health", health, "_observe_clock", "0.1 *", ("0.9 *", "0.11 *", "0.09 *")),
+    ("health", health, "_observe_clock", "zero = event.stamped_s <= 0.0", ("zero = event.stamped_s <= 0.01",)),
     ("skew", skew, "_AS_FAST", "1.1", ("1.3", "1.104", "1.098")),
     ("preprocess", preprocess, "_AUDIO_FLOOR_DB", "-80.0", ("-79.9", "-80.1")),
     # Every floor below the -80 dB that become 0 gives the same tensors; from there on it shows.
@@ -89,9 +96,10 @@ RULES = [
 def test_another_number_in_a_rule_is_another_vector(
     vector: str, owner: Any, name: str, number: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isinstance(getattr(owner, name), float):
-        assert getattr(owner, name) == float(number)
-        monkeypatch.setattr(owner, name, float(other))
+    if isinstance(getattr(owner, name), int | float):
+        kind = type(getattr(owner, name))
+        assert getattr(owner, name) == kind(number)
+        monkeypatch.setattr(owner, name, kind(other))
     else:
         put(getattr(owner, name), number, other, monkeypatch)
     assert difference(vectors(vector), json.loads(document(VECTORS[vector]())), vector) is not None

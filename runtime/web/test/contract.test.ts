@@ -14,7 +14,7 @@ import { parseStrict } from "../src/core/json";
 import { decide } from "../src/core/policy";
 import { preprocess } from "../src/core/preprocess";
 import { skewed } from "../src/core/skew";
-import { apart, number, stored, vectors, type StoredArray } from "./vectors";
+import { apart, number, repeated, stored, vectors, type StoredArray } from "./vectors";
 
 type Table = Record<string, unknown>;
 // Whole numbers and fractions are told apart by how they are written.
@@ -47,15 +47,17 @@ interface Frames {
   kind: SensorKind;
   audio_rate_hz: number;
   traits: { rate_hz: number; raw: boolean; static: boolean; finite: boolean };
+  repeats?: [number, number];
   frames: { data: StoredArray; sequence: number | null; at_s: number; facts: Record<string, number | boolean> }[];
 }
 
 describe("facts", () => {
-  test.each(vectors<Frames>("facts"))("$name", ({ kind, audio_rate_hz, traits, frames }) => {
+  test.each(vectors<Frames>("facts"))("$name", ({ kind, audio_rate_hz, traits, repeats, frames }) => {
     const finder = new FactFinder(kind, audio_rate_hz);
     const known = { description: "", rateHz: traits.rate_hz, raw: traits.raw, still: traits.static, finite: traits.finite };
     for (const { data, sequence, at_s, facts } of frames) {
-      const found = finder.facts({ sample: stored(data), sequence, capturedS: null }, known, at_s);
+      const sample = repeats === undefined ? stored(data) : repeated(stored(data), repeats);
+      const found = finder.facts({ sample, sequence, capturedS: null }, known, at_s);
       const wanted = seen(at_s, facts);
       for (const [key, value] of Object.entries(wanted)) {
         const measured = found[key as keyof typeof found];

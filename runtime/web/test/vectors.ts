@@ -19,6 +19,15 @@ export function stored(array: StoredArray): Sample {
   return { dtype: array.dtype, shape: array.shape, data: fromBytes(fromBase64(array.data), known ? (array.dtype as SampleType) : "uint8") };
 }
 
+/** The picture (H, W) that repeats `tile` so often down and across. */
+export function repeated(tile: Sample, [down, across]: readonly [number, number]): Sample {
+  const [height, width] = [tile.shape[0]! * down, tile.shape[1]! * across];
+  const data = Uint8Array.from({ length: height * width }, (_, i) => {
+    return tile.data[(Math.floor(i / width) % tile.shape[0]!) * tile.shape[1]! + (i % tile.shape[1]!)]!;
+  });
+  return { dtype: tile.dtype, shape: [height, width], data };
+}
+
 /** The largest absolute difference. */
 export function apart(given: Values, wanted: Values): number {
   if (given.length !== wanted.length) return Infinity;
