@@ -97,6 +97,12 @@ def _at_the_bounds() -> Iterator[Case]:
     yield "colour, at the bounds of dark and saturated", "colour", _RAW, shades, range(4)
     depths = [np.full((24, 20), value, np.uint16) for value in (64224, 64225)]
     yield "depth, at the bound of saturated", "depth", _RAW, depths, range(2)
+    # Each thinned column is deeper than the one before by 9.8 % and 10.2 %: of one surface, and of none.
+    stairs = [(1000 * np.tile(ratio ** (np.arange(24) // 4), (24, 1))).astype(np.uint16) for ratio in (1.098, 1.102)]
+    yield "depth, at the bound of one surface", "depth", _RAW, stairs, range(2)
+    # 49 and 50 neighbourhoods of 3 x 3.
+    strips = [(500 + np.arange(3 * width).reshape(3, width) * 37 % 11).astype(np.uint16) for width in (51, 52)]
+    yield "depth, at the bound of too little to measure", "depth", _RAW, strips, range(2)
     # Of 2000 pixels one percent is 20.
     lit = [_with_pixels((40, 50), count, 100) for count in (19, 19, 20, 20)]
     yield (

@@ -20,6 +20,8 @@ _START_S = 50.0
 _RATE_HZ = 10.0
 _LIVE = Traits(description="live", rate_hz=_RATE_HZ, raw=True)
 _FILE = Traits(description="file", rate_hz=_RATE_HZ, finite=True)
+_FAST = Traits(description="fast", rate_hz=60.0, raw=True)
+_SLOW = Traits(description="slow", rate_hz=0.5, raw=True, start_grace_s=4.0)
 Timeline = list[Event]
 Case = tuple[str, Limits, Timeline, float]
 
@@ -34,7 +36,7 @@ def limits_cases() -> list[dict[str, Any]]:
         Modality(name="voice", kind="audio", rate_hz=16000.0, window_s=1.0),
         Modality(name="motion", kind="sequence", channels=3, length=8),
     )
-    return [_limits_case(modality, traits) for modality in modalities for traits in (_LIVE, _FILE)]
+    return [_limits_case(modality, traits) for modality in modalities for traits in (_LIVE, _FILE, _FAST, _SLOW)]
 
 
 def _limits_case(modality: Modality, traits: Traits) -> dict[str, Any]:

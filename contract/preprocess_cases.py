@@ -130,6 +130,7 @@ def _sounds() -> Iterator[Case]:
     # Of a full-scale tone the strongest band has -5.9 dB: -80 dB, which is silence, is 0.000197 of its amplitude.
     for share in (0.000196, 0.000198):
         yield f"audio of a tone at {share}", telephone, (tone[:1600] * share).astype(np.float32)
+    yield "audio beyond full scale", telephone, (tone[:1600] * 4.0).astype(np.float32)
     yield "audio at 16 kHz", _sound(16000.0, 0.1, mel_bands=20), noise[:1600]
     yield "audio in frames of 220 samples", _sound(11025.0, 0.1, frame_s=0.02, mel_bands=10), noise[:1103]
     yield "audio in frames of 25 samples", _sound(1000.0, 0.3, frame_s=0.025, mel_bands=4), noise[:300]

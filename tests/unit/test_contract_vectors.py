@@ -15,7 +15,7 @@ from contract import generate
 from contract.encoding import array, read_array
 from contract.generate import FOLDER, VECTORS, difference, document
 from mars_edge import preprocess
-from mars_runtime import facts, health, skew
+from mars_runtime import facts, health, limits, skew, surface
 from mars_runtime.health_table import ROWS
 
 
@@ -79,9 +79,16 @@ RULES = [
     ("facts", facts.FactFinder, "_measured", "< 25.5", ("< 26.5", "< 24.5", "<= 26")),
     ("facts", facts, "_saturated", "0.98", ("0.97", "0.99", "0.97999", "0.98002")),
     ("facts", facts.FactFinder, "_sound", "1e-6", ("1e-5", "1e-7")),
+    ("facts", surface, "STEP_SHARE", "0.1", ("0.13", "0.103", "0.097")),
+    ("facts", surface, "_FEWEST", "50", ("49", "51")),
+    ("limits", limits, "_NO_CALLBACK_S", "0.5", ("0.6", "0.4")),
+    ("limits", limits, "limits_of", "2.0 *", ("2.6 *", "1.9 *")),
+    ("limits", vars(limits.Limits)["stale_after_s"], "func", "0.2", ("0.26", "0.19")),
+    ("limits", vars(limits.Limits)["skew_after_s"], "func", "0.05", ("0.06", "0.04")),
     ("health", health, "_observe_clock", "0.1 *", ("0.9 *", "0.11 *", "0.09 *")),
     ("health", health, "_observe_clock", "zero = event.stamped_s <= 0.0", ("zero = event.stamped_s <= 0.01",)),
     ("skew", skew, "_AS_FAST", "1.1", ("1.3", "1.104", "1.098")),
+    ("preprocess", preprocess, "log_mel", "0.0, 1.0)", ("0.0, 1.3)", "0.1, 1.0)")),
     ("preprocess", preprocess, "_AUDIO_FLOOR_DB", "-80.0", ("-79.9", "-80.1")),
     # Every floor below the -80 dB that become 0 gives the same tensors; from there on it shows.
     ("preprocess", preprocess, "log_mel", "1e-12", ("1.02e-8", "2e-8")),
@@ -117,7 +124,8 @@ def put(function: Any, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> N
     scope: dict[str, Any] = {}
     code = compile("from __future__ import annotations\n" + source.replace(old, new), function.__name__, "exec")
     exec(code, dict(vars(inspect.getmodule(function))), scope)
-    monkeypatch.setattr(function, "__code__", scope[function.__name__].__code__)
+    made = scope[function.__name__]
+    monkeypatch.setattr(function, "__code__", getattr(made, "func", made).__code__)
 
 
 def test_a_vector_that_differs_is_found() -> None:
