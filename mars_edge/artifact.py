@@ -12,15 +12,14 @@ file as it is. A digest finds damage, not malice: who rewrites the file can rewr
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mars_edge.errors import ModelFileError, UsageError
+from mars_edge.files import write_whole
 
 Format = Literal["pte", "onnx"]
 
@@ -95,15 +94,7 @@ def write_sealed(path: Path, payload: bytes) -> Sealed:
     if path.suffix not in sealers:
         raise UsageError(f"{path}: artifacts end in .pte or .onnx")
     data = sealers[path.suffix](payload)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, data)
     return verify_bytes(data, str(path))
 
 

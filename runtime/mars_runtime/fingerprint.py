@@ -6,11 +6,8 @@ as normal.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from mars_edge.errors import UsageError
+from mars_edge.files import write_whole
 from mars_edge.modality import Modality
 from mars_runtime.capture import Sample
 from mars_runtime.facts import STILL_SHARE, FactFinder
@@ -174,15 +172,7 @@ def save(found: Fingerprint, path: Path) -> None:
         OSError: the folder cannot be written to.
     """
     text = json.dumps(asdict(found), indent=2, allow_nan=False) + "\n"
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    write_whole(path, text)
 
 
 def load(path: Path) -> Fingerprint:
