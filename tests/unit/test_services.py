@@ -29,7 +29,8 @@ from mars_runtime.services import access, mqtt, notify, pictures
 from mars_runtime.services.addresses import addresses_of
 from mars_runtime.services.board import Board
 from mars_runtime.services.metrics import Metrics
-from mars_runtime.services.site import CLIENTS, Site, Subject
+from mars_runtime.services.server import CLIENTS
+from mars_runtime.services.site import Site, Subject
 from tests.fake_engine import manifest
 
 JSON = {"Content-Type": "application/json"}

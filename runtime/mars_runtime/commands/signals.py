@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from mars_edge.signals import ENDING
+from mars_edge.signals import handled_by
 
 
 class Signals:
@@ -36,15 +35,5 @@ class Signals:
 def stopping_on_signals(stop: Callable[[], object] | None = None) -> Iterator[Signals]:
     """The first SIGINT, SIGTERM or SIGHUP calls `stop`, the second one kills as usual; `nohup` keeps its meaning."""
     signals = Signals(stop)
-    # Signals reach Python's main thread only; a caller elsewhere has its own way to stop.
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(signals.take):
         yield signals
-        return
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    taken = [number for number in ENDING if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, signals.take) for number in taken}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,14 +12,12 @@ POST /faults          {"sensor": NAME, "kind": FAULT}: break a sensor of the sim
 from __future__ import annotations
 
 import json
-import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -35,8 +33,8 @@ from mars_runtime.services.addresses import bracketed
 from mars_runtime.services.board import Board
 from mars_runtime.services.metrics import Metrics
 from mars_runtime.services.pictures import Album
+from mars_runtime.services.server import BoundedServer
 
-CLIENTS = 32
 _EVENT_S = 0.1
 _QUIET_S = 5.0
 _SOCKET_S = 10.0
@@ -182,40 +180,12 @@ class _Context:
         return decision.to_dict() | {"truth": truth}
 
 
-class _Server(ThreadingHTTPServer):
-    """Threads for a bounded number of clients; a further one is turned away at once."""
-
-    daemon_threads = True
-    block_on_close = False
+class _Server(BoundedServer):
+    """What every answer needs."""
 
     def __init__(self, address: access.Address, context: _Context) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.context = context
-        self._places = threading.BoundedSemaphore(CLIENTS)
-        super().__init__((address.host, address.port), _Answer)
-        self.here = access.Address(host=address.host, port=self.server_port)
-
-    def server_bind(self) -> None:
-        """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own while there is a place."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Give the place back, however the answer ended."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nobody's error."""
+        super().__init__(address, _Answer)
 
 
 class _Answer(BaseHTTPRequestHandler):

@@ -9,23 +9,21 @@ GET /rig          a recorded play of the simulated rig
 from __future__ import annotations
 
 import json
-import socket
-import socketserver
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from mars_edge.errors import UsageError
 from mars_runtime.services import access
 from mars_runtime.services.addresses import addresses_of, bracketed
+from mars_runtime.services.server import BoundedServer
 from mars_runtime.web.assets import Asset, page_assets
 
-CLIENTS = 32
 _SOCKET_S = 10.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
@@ -112,25 +110,14 @@ class WebSite:
         self._thread.join(2.0)
 
 
-class _Server(ThreadingHTTPServer):
-    """Threads for a bounded number of clients; a further one is turned away at once."""
-
-    daemon_threads = True
-    block_on_close = False
+class _Server(BoundedServer):
+    """The files, under TLS where there is a certificate."""
 
     def __init__(self, address: access.Address, files: Contents, token: str | None, tls: ssl.SSLContext | None) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         self.files = files
         self.token = token
         self.tls = tls
-        self._places = threading.BoundedSemaphore(CLIENTS)
-        super().__init__((address.host, address.port), _Answer)
-        self.here = access.Address(host=address.host, port=self.server_port)
-
-    def server_bind(self) -> None:
-        """Listen without asking a name server for this machine's name, as HTTPServer does and may wait for."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        super().__init__(address, _Answer)
 
     def get_request(self) -> tuple[Any, Any]:
         """A connection, under TLS where there is a certificate; the handshake is left to the client's own thread."""
@@ -138,23 +125,6 @@ class _Server(ThreadingHTTPServer):
         if self.tls is None:
             return connection, client
         return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), client
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own while there is a place."""
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Give the place back, however the answer ended."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or does not trust the certificate, is nobody's error."""
 
 
 class _Answer(BaseHTTPRequestHandler):
