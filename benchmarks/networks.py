@@ -24,11 +24,12 @@ from torch.nn import functional
 from mars_edge import rig
 from mars_edge.artifact import write_sealed
 from mars_edge.errors import UsageError
+from mars_edge.manifest import MethodCost
 from mars_edge.modality import Modality
 from mars_edge.preprocess import preprocess
 from mars_export import quantize
 from mars_export.hush import hushed
-from mars_export.lowering import Model, Precision, bare_manifest, lower
+from mars_export.lowering import Model, Payload, Precision, bare_manifest, lower
 from mars_export.pieces import float_pieces
 from mars_training.checkpoint import RunInfo, load_model, save_weights, write_json
 from mars_training.data.load import describe, load_data
@@ -130,9 +131,19 @@ def write_ours(network: Network, folder: Path, precisions: Sequence[Precision]) 
             with hushed():
                 payload = lower(model, suffix)
                 manifest = bare_manifest(model, model.deployed.active_experts, {"note": "for timing alone"})
+                # An engine chooses its threads by them.
+                manifest = dataclasses.replace(manifest, costs=_costs(model, payload))
                 write_sealed(path, payload.program(manifest.to_json()))
             found[f"{suffix[1:]} {precision}"] = path
     return found
+
+
+def _costs(model: Model, payload: Payload) -> dict[str, MethodCost]:
+    macs, weights, memory = model.macs(), payload.weight_bytes(), payload.memory()
+    return {
+        method: MethodCost(macs=macs[method], weight_bytes=size, activation_bytes=memory.get(method))
+        for method, size in weights.items()
+    }
 
 
 def _ready(network: Network, precision: Precision) -> Model:
