@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from mars_runtime.commands.profile import main
 from mars_runtime.engines import Inference
 from mars_runtime.profiling import comparison, objectives, report, schedule
 from mars_runtime.profiling.inputs import generated
-from mars_runtime.profiling.rows import Record, curve_of, histogram, row_of
+from mars_runtime.profiling.rows import Series, curve_of, histogram, row_of, series_of, sustained
 from mars_runtime.profiling.schedule import order_of, run_rounds, schedule_of
 from mars_runtime.profiling.session import measure
-from mars_runtime.profiling.statistics import Resampling, distribution, independent, paired_ratio
+from mars_runtime.profiling.statistics import Times, distribution, paired_ratio, quantile
 from mars_runtime.profiling.subject import Subject, Timed
 from mars_runtime.profiling.timer import busy_wait, check_timer
 from tests.fake_engine import FakeEngine, manifest, point
@@ -31,68 +31,77 @@ from tests.fake_engine import FakeEngine, manifest, point
 # statistics
 
 
-def bursts(generator: np.random.Generator, n: int, length: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Times whose noise comes in bursts, as on a shared machine."""
-    level = np.repeat(generator.exponential(1.0, n // length + 1), length)[:n]
-    times: np.ndarray[Any, np.dtype[np.float64]] = 10.0 + level + generator.normal(0.0, 0.05, n)
-    return times
+def processes(generator: np.random.Generator, count: int, *, spread: float = 0.03, n: int = 2000) -> list[Times]:
+    """Times of processes that differ by a factor of their own, with noise in bursts, as on a shared machine."""
+    found = []
+    for factor in np.exp(generator.normal(0.0, spread, count)):
+        level = np.repeat(generator.exponential(1.0, n // 20 + 1), 20)[:n]
+        found.append(factor * (10.0 + level + generator.normal(0.0, 0.05, n)))
+    return found
 
 
-@pytest.mark.parametrize("length", [1, 5, 20])
+@pytest.mark.parametrize("count", [5, 10])
 @pytest.mark.parametrize(("name", "share"), [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)])
-def test_intervals_of_repeated_runs_hold_the_true_quantile_as_often_as_they_say(
-    name: str, share: float, length: int
+def test_the_quantile_of_one_more_process_lies_in_the_interval_as_often_as_it_says(
+    name: str, share: float, count: int
 ) -> None:
     generator = np.random.default_rng(1)
-    truth = float(np.quantile(bursts(np.random.default_rng(2), 1_000_000, length), share))
-    found = [distribution(bursts(generator, 3000, length)).intervals[name] for _ in range(40)]
-    held = [(i.low is None or i.low <= truth) and (i.high is None or truth <= i.high) for i in found]
-    # Of 40 intervals of 95 %, 38 on average.
-    assert sum(held) >= 35
+    held, widths = 0, []
+    for _ in range(200):
+        *measured, other = processes(generator, count + 1, n=1000)
+        found = distribution(measured).intervals[name]
+        assert found.low is not None and found.high is not None
+        held += found.low <= quantile(other, share) <= found.high
+        widths.append(found.high / found.low)
+    # Of 200 intervals of 95 %, 190 on average, fewer than 180 once in a thousand times.
+    assert held >= 180
     # An interval without ends would hold everything.
-    assert length == 20 or all(i.low is not None and i.high is not None for i in found)
+    assert float(np.median(widths)) < 2.0
 
 
-def test_bursts_count_once_and_independent_times_each() -> None:
-    generator = np.random.default_rng(6)
-    single, long = (bursts(generator, 4000, length) > 10.7 for length in (1, 20))
-    assert independent(single) > 3200
-    assert 120 < independent(long) < 320
+def test_rounds_of_one_process_say_nothing_of_another_however_many_they_are() -> None:
+    one = processes(np.random.default_rng(2), 1, n=100_000)
+    assert distribution(one).intervals["p50"].low is None
+    assert distribution([one[0], one[0]]).intervals["p50"].high is None
 
 
-def test_too_few_times_do_not_bound_a_high_quantile() -> None:
-    found = distribution(np.random.default_rng(0).permutation(np.linspace(1.0, 2.0, 50)))
-    assert found.intervals["p99"].high is None
-    assert found.intervals["p50"].low is not None and found.intervals["p50"].high is not None
+def test_too_few_times_of_each_process_do_not_tell_a_high_quantile() -> None:
+    found = distribution(processes(np.random.default_rng(0), 5, n=50))
+    assert (found.intervals["p99"].low, found.intervals["p99"].high) == (None, None)
+    assert found.intervals["p90"].low is not None and found.intervals["p50"].high is not None
+
+
+def test_an_interval_holds_the_quantile_it_is_about_though_one_process_is_far_off() -> None:
+    generator = np.random.default_rng(8)
+    found = distribution([*processes(generator, 4), 3.0 * processes(generator, 1)[0]])
+    for name, interval in found.intervals.items():
+        assert interval.low is not None and interval.high is not None
+        assert interval.low <= getattr(found, name) <= interval.high
 
 
 def test_quantiles_are_times_that_were_measured_and_in_order() -> None:
     times = np.random.default_rng(3).exponential(1.0, 501)
-    found = distribution(times)
+    found = distribution([times[:200], times[200:]])
     points = [found.min, found.p50, found.p90, found.p95, found.p99, found.max]
     assert points == sorted(points)
     assert set(points) <= set(times)
-    assert found.p50 == np.median(times)
+    assert (found.n, found.p50) == (501, np.median(times))
 
 
-def test_one_side_that_takes_twice_as_long_has_a_ratio_of_two_though_both_drift() -> None:
+def test_one_side_that_takes_twice_as_long_has_a_ratio_of_two_though_processes_differ_by_more() -> None:
     generator = np.random.default_rng(4)
-    drift = 1.0 + np.linspace(0.0, 3.0, 800)
-    found = paired_ratio(2.0 * drift * generator.normal(1.0, 0.02, 800), drift * generator.normal(1.0, 0.02, 800))
+    own = [2.0 * times for times in processes(generator, 10, spread=0.5)]
+    base = [times / 2.0 * generator.normal(1.0, 0.01) for times in own]
+    found = paired_ratio(own, base)
+    assert found.low is not None and found.high is not None
     assert found.low <= 2.0 <= found.high
-    assert found.high - found.low < 0.15
+    assert found.high - found.low < 0.1
     assert found.verdict == "slower"
 
 
-def test_a_few_rounds_of_a_pair_give_a_ratio_and_no_verdict() -> None:
-    found = paired_ratio(np.array([2.0, 2.1, 1.9]), np.array([1.0, 1.0, 1.1]))
-    assert (found.ratio, found.low, found.high, found.verdict) == (2.0, None, None, "not known")
-
-
-def test_equal_seeds_resample_equally() -> None:
-    times = np.random.default_rng(5).exponential(1.0, 200)
-    first, second = (Resampling(200, seed=7).quantiles(times, (0.5,)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+def test_two_processes_of_a_pair_give_a_ratio_and_no_verdict() -> None:
+    found = paired_ratio(2 * [np.array([2.0, 2.1, 1.9])], 2 * [np.array([1.0, 1.0, 1.1])])
+    assert (found.ratio, found.low, found.high, found.verdict) == (pytest.approx(2.0), None, None, "not known")
 
 
 # timer and schedule
@@ -116,7 +125,7 @@ def test_every_turn_of_a_round_is_made_once_and_every_place_comes_first() -> Non
 def test_rounds_go_on_until_both_runs_and_seconds_are_reached() -> None:
     made: list[int] = []
     clock = iter(float(second) for second in range(1000))
-    plan = schedule.Schedule(mode="quick", warmup=2, runs=3, min_seconds=10.0)
+    plan = schedule.Schedule(mode="quick", warmup=2, runs=3, min_seconds=10.0, processes=1)
     run_rounds([lambda: None], plan, begin_round=lambda index, _: made.append(index), clock=lambda: next(clock))
     assert made[:2] == [-2, -1]
     assert len(made) > 3 + 2
@@ -149,10 +158,8 @@ class WaitingEngine(FakeEngine):
 
 def test_a_stage_that_waits_four_ms_is_found_in_the_total_and_not_outside_of_the_engine() -> None:
     engine = WaitingEngine(manifest())
-    subject, record = Subject(engine, generated(engine.manifest, picture=(112, 112)), ("ir",)), Record()
-    for _ in range(40):
-        record.add(subject.decide(), 0.0)
-    stages = record.stages_ms()
+    subject = Subject(engine, generated(engine.manifest, picture=(112, 112)), ("ir",))
+    stages = series_of([subject.decide() for _ in range(40)], [0.0] * 40).stages_ms
     # The shortest of 40: another process can only lengthen one.
     assert stages["total"].min() == pytest.approx(4.0 + stages["outside_engine"].min(), rel=0.02)
     np.testing.assert_allclose(stages["total"] - stages["graph"], stages["outside_engine"])
@@ -192,9 +199,9 @@ def test_every_subset_of_every_artifact_is_measured_equally_often_and_the_warm_u
     inputs = generated(engines[0].manifest, picture=(112, 112))
     wanted = all_subsets(engines[0].manifest.names)
     shares: list[float] = []
-    plan = schedule.Schedule(mode="quick", warmup=1, runs=4, min_seconds=0.0)
+    plan = schedule.Schedule(mode="quick", warmup=1, runs=4, min_seconds=0.0, processes=1)
     found = measure(engines, inputs, wanted, plan, read_conditions=dict, progress=shares.append)
-    assert [{len(record) for record in side.values()} for side in found.records] == [{4}, {4}]
+    assert [{len(series.total_ms) for series in side.values()} for side in found.series] == [{4}, {4}]
     assert [len(engine.calls) for engine in engines] == [5 * len(wanted)] * 2
     assert shares[-1] == 1.0
 
@@ -205,7 +212,7 @@ def test_a_throttling_seen_once_stays_in_the_peak() -> None:
         {"hottest_c": 60.0, "throttled": False}, *[{"hottest_c": 55.0, "throttled": False}] * 100,
     ])  # fmt: skip
     engine = FakeEngine(manifest())
-    plan = schedule.Schedule(mode="quick", warmup=0, runs=2, min_seconds=2.5)
+    plan = schedule.Schedule(mode="quick", warmup=0, runs=2, min_seconds=2.5, processes=1)
     found = measure(
         [engine],
         generated(engine.manifest, picture=(112, 112)),
@@ -214,19 +221,18 @@ def test_a_throttling_seen_once_stays_in_the_peak() -> None:
         read_conditions=lambda: next(readings),
         progress=lambda _: None,
     )
-    assert found.watch.peak == {"hottest_c": 80.0, "throttled": True}
+    assert found.peak == {"hottest_c": 80.0, "throttled": True}
 
 
-def recorded(times_ms: list[float]) -> Record:
-    record = Record()
-    for index, ms in enumerate(times_ms):
-        stages = {"capture_wait": 0.0, "preprocess": 0.1, "graph": ms - 0.2}
-        record.add(Timed(stages_ms=stages, total_ms=ms, age_ms=ms), float(index))
-    return record
+def recorded(times_ms: Sequence[float], *, begin_s: float = 0.0) -> Series:
+    """A decision per second."""
+    stages = [{"capture_wait": 0.0, "preprocess": 0.1, "graph": ms - 0.2} for ms in times_ms]
+    timed = [Timed(stages_ms=of, total_ms=ms, age_ms=ms) for of, ms in zip(stages, times_ms, strict=True)]
+    return series_of(timed, [begin_s + index for index in range(len(times_ms))])
 
 
-def test_misses_are_decisions_longer_than_the_deadline() -> None:
-    row = row_of("ir", recorded([1.0, 5.0, 9.0, 20.0]), manifest(), 8.0)
+def test_misses_are_decisions_longer_than_the_deadline_in_any_process() -> None:
+    row = row_of("ir", [recorded([1.0, 5.0]), recorded([9.0, 20.0])], manifest(), 8.0)
     assert (row["misses"], row["deadline_ms"], row["certified"]) == (2, 8.0, True)
 
 
@@ -236,17 +242,26 @@ def test_a_histogram_loses_no_decision() -> None:
     assert found["edges_ms"] == sorted(found["edges_ms"])
 
 
-def test_the_curve_leaves_an_unfinished_window_out() -> None:
-    curve = curve_of(recorded([1.0] * 5 + [3.0] * 5 + [9.0] * 3), 5.0)
-    assert [(part["t_s"], part["p50_ms"]) for part in curve] == [(2.5, 1.0), (7.5, 3.0)]
+def test_the_curve_lasts_until_the_last_decision() -> None:
+    series = recorded([1.0] * 5 + [3.0] * 5 + [9.0] * 3)
+    curve = curve_of(series.at_s, series.total_ms, 5.0)
+    assert [(part["t_s"], part["p50_ms"]) for part in curve] == [(3.0, 1.0), (9.0, 3.0)]
+    curve = curve_of(series.at_s, series.total_ms, 3.9)
+    assert [part["p50_ms"] for part in curve] == [1.0, 3.0, 9.0]
+
+
+def test_the_first_minute_is_the_first_process_and_the_last_minute_the_last_one() -> None:
+    found = sustained([recorded([ms] * 60, begin_s=1000.0 + 61.0 * index) for index, ms in enumerate((1.0, 2.0, 4.0))])
+    assert (found["first_minute_p50_ms"], found["last_minute_p50_ms"]) == (1.0, 4.0)
 
 
 # objectives
 
 
 def small_report(**settings: Any) -> dict[str, Any]:
-    times = np.random.default_rng(0).normal(10.0, 0.5, 400)
-    rows = [row_of(name, recorded(list(times)), manifest(), 12.0) for name in ("ir", "rgb+depth+ir")]
+    generator = np.random.default_rng(0)
+    series = [recorded(list(generator.normal(10.0 * factor, 0.5, 400))) for factor in (0.99, 1.0, 1.0, 1.0, 1.01)]
+    rows = [row_of(name, series, manifest(), 12.0) for name in ("ir", "rgb+depth+ir")]
     return {
         **report.head(),
         "artifact": report.artifact("fake.pte", b"bytes", manifest()),
@@ -255,7 +270,8 @@ def small_report(**settings: Any) -> dict[str, Any]:
             "governor": "performance", "power_mode": None, "ram_mb": 8000.0, "kernel": "6.6", "python": "3.11",
         },
         "settings": {
-            "mode": "quick", "warmup": 3, "runs": 400, "min_seconds": 0.0, "rate_hz": 30.0, "threads": 1,
+            "mode": "quick", "warmup": 3, "runs": 2000, "min_seconds": 0.0, "processes": 5,
+            "rate_hz": 30.0, "threads": 1,
             "engine": "executorch-native", "engine_version": "ExecuTorch 1.5.1", "subsets": ["ir", "rgb+depth+ir"],
             "omp_num_threads": None, "pause_ms": 0.0,
             "inputs": {"ir": "generated"}, "beside": None, **settings,
@@ -323,6 +339,7 @@ UNLIKE: dict[str, Change] = {
     "power mode: unknown then, 15W now": lambda r: r["device"].update(power_mode="15W"),
     "threads: 1 then, 2 now": lambda r: r["settings"].update(threads=2),
     "mode: quick then, standard now": lambda r: r["settings"].update(mode="standard"),
+    "processes: 5 then, 10 now": lambda r: r["settings"].update(processes=10),
     "target rate: 30.0 then, 15.0 now": lambda r: r["settings"].update(rate_hz=15.0),
     "subsets: ir, rgb+depth+ir then, ir now": lambda r: r["settings"].update(subsets=["ir"]),
     "inputs: ir generated then, ir file now": lambda r: r["settings"].update(inputs={"ir": "file"}),
@@ -358,11 +375,14 @@ def test_a_run_against_itself_shows_no_difference_and_one_twice_as_slow_is_slowe
     a_little = copy.deepcopy(base)
     for row in a_little["rows"]:
         total = row["stages"]["total"]
-        total["p50_interval_ms"] = [1.08 * end for end in total["p50_interval_ms"]]
-    # Two runs of one file differ by as much.
+        total["p50_ms"] *= 1.02
+        total["p50_interval_ms"] = [1.02 * end for end in total["p50_interval_ms"]]
+    # Processes of one file differ by as much.
     assert {r.verdict for r in comparison.ratios(base, a_little)} == {"no difference"}
     assert {r.verdict for r in comparison.ratios(base, slower)} == {"slower"}
     assert {r.verdict for r in comparison.ratios(slower, base)} == {"faster"}
+    base["rows"][0]["stages"]["total"]["p50_interval_ms"] = [None, None]
+    assert [r.verdict for r in comparison.ratios(base, slower)] == ["not known", "slower"]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +433,7 @@ def test_a_report_fits_its_schema_and_a_screen() -> None:
 
 def run(*arguments: str, model: str = "face_antispoof.pte") -> int:
     return main(
-        ["--model", model, "--mode", "quick", "--runs", "2", "--quiet", "--picture-size", "112x112", *arguments]
+        ["--model", model, "--mode", "quick", "--processes", "2", "--quiet", "--picture-size", "112x112", *arguments]
     )
 
 

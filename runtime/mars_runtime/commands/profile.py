@@ -6,11 +6,9 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,14 @@ from mars_runtime.engines import Engine, open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
 from mars_runtime.profiling import comparison, device, objectives, operators, picture, probe, report
-from mars_runtime.profiling.inputs import Input, from_files, generated
-from mars_runtime.profiling.rows import Record, curve_of, row_of
+from mars_runtime.profiling.inputs import Input, from_files, generated, single
+from mars_runtime.profiling.repeats import Opening, Plan, Repeated, repeat
+from mars_runtime.profiling.rows import Series, row_of, sustained, together
 from mars_runtime.profiling.schedule import MODES, Schedule, schedule_of
-from mars_runtime.profiling.session import Measured, measure
 from mars_runtime.profiling.statistics import paired_ratio, quantile
 from mars_runtime.profiling.timer import check_timer
 
 _EXAMPLE = "example: mars-edge profile --model face_antispoof.pte --mode quick --md profile.md"
-_WINDOW_S, _MINUTE_S = 5.0, 60.0
 _SUFFIXES = {"--json": (".json",), "--md": (".md",), "--picture": (".svg", ".png")}
 
 
@@ -43,24 +40,33 @@ def main(argv: Sequence[str]) -> int:
         UsageError: the request is wrong, or --compare names an unlike run.
     """
     options, rest = _parser().parse_known_args(argv)
-    schedule = schedule_of(options.mode, warmup=options.warmup, runs=options.runs, min_seconds=options.min_seconds)
+    schedule = schedule_of(
+        options.mode,
+        warmup=options.warmup,
+        runs=options.runs,
+        min_seconds=options.min_seconds,
+        processes=options.processes,
+    )
     _require_places(options)
     timer = check_timer()
     with _Engines(options) as engines:
-        manifest = engines[0].manifest
-        wanted = _subsets(options.subsets, manifest)
-        labels = tuple(subsets.label(subset, manifest.names) for subset in wanted)
+        manifests = [engine.manifest for engine in engines]
+        wanted = _subsets(options.subsets, manifests[0])
+        labels = tuple(subsets.label(subset, manifests[0].names) for subset in wanted)
         wished = objectives.parse(options.slo, labels) if options.slo is not None else []
-        inputs = _inputs(options, rest, manifest)
+        inputs = _inputs(options, rest, manifests[0])
         made = _begin(options, schedule, engines, inputs, labels)
-        made["timer"] = asdict(timer)
-        base = _base(options, made)
-        measured = _measure(options, schedule, engines, inputs, wanted)
-        _add_rows(made, measured, engines, labels)
-        if options.beside is not None:
-            made["beside"]["artifact"] = _artifact(options.beside, engines[1].manifest)
-    _add_processes(made, options, inputs)
-    made["operators"] = _operators(options) if options.ops else None
+    made["timer"] = asdict(timer)
+    base = _base(options, made)
+    try:
+        measured = _measure(options, schedule, inputs, wanted)
+        _add_rows(made, measured, manifests, labels)
+        _add_processes(made, options, inputs)
+        made["operators"] = _operators(options) if options.ops else None
+    except KeyboardInterrupt:
+        # Half a run says nothing about the other half.
+        say("profile: interrupted; nothing is written", options)
+        raise
     _finish(made, options, base, wished)
     _write(made, options)
     if base is not None:
@@ -139,6 +145,9 @@ def _begin(
     """All of the report that is known before anything is measured, so that an unlike comparison costs no time."""
     manifest = engines[0].manifest
     versions = {status.name: status.detail for status in engine_status()}
+    beside: dict[str, Any] | None = None
+    if len(engines) > 1:
+        beside = {"engine": engines[1].name, "artifact": _artifact(options.beside, engines[1].manifest)}
     return {
         **report.head(),
         "artifact": _artifact(options.model, manifest),
@@ -148,6 +157,7 @@ def _begin(
             "warmup": schedule.warmup,
             "runs": schedule.runs,
             "min_seconds": schedule.min_seconds,
+            "processes": schedule.processes,
             "rate_hz": options.rate_hz or max(given.traits.rate_hz for given in inputs.values()),
             "threads": options.threads,
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
@@ -156,8 +166,9 @@ def _begin(
             "engine_version": versions.get(engines[0].name),
             "subsets": list(labels),
             "inputs": {name: f"{given.description}, {given.digest}" for name, given in inputs.items()},
-            "beside": None if len(engines) < 2 else _artifact(options.beside, engines[1].manifest)["sha256"],
+            "beside": None if beside is None else beside["artifact"]["sha256"],
         },
+        "beside": beside,
     }
 
 
@@ -184,23 +195,25 @@ def _need_like(base: comparison.Report, made: Mapping[str, Any], options: argpar
 def _measure(
     options: argparse.Namespace,
     schedule: Schedule,
-    engines: Sequence[Engine],
     inputs: Mapping[str, Input],
     wanted: Sequence[Sequence[str]],
-) -> Measured:
-    # A board's own tools are asked before and after: a process started between two rounds would disturb the next.
-    read, before = partial(device.conditions, tools=False), device.conditions()
-    try:
-        with _Bar(options) as bar:
-            measured = measure(
-                engines, inputs, wanted, schedule, read_conditions=read, progress=bar, pause_s=options.pause_ms / 1000.0
-            )
-    except KeyboardInterrupt:
-        # Half a run says nothing about the other half.
-        say("profile: interrupted; nothing is written", options)
-        raise
-    measured.watch.start, measured.watch.end = before, device.conditions()
-    return measured
+) -> Repeated:
+    openings = [_opening(options, options.model)]
+    if options.beside is not None:
+        openings.append(Opening(model=str(find_model(options.beside)), threads=options.threads, engine=None))
+    plan = Plan(
+        openings=openings,
+        inputs=inputs,
+        subsets=wanted,
+        schedule=schedule.of_each(),
+        pause_s=options.pause_ms / 1000.0,
+    )
+    with _Bar(options) as bar:
+        return repeat(plan, schedule.processes, progress=bar)
+
+
+def _opening(options: argparse.Namespace, model: str) -> Opening:
+    return Opening(model=str(find_model(model)), threads=options.threads, engine=options.engine)
 
 
 class _Bar:
@@ -228,48 +241,38 @@ class _Bar:
             sys.stderr.flush()
 
 
-def _add_rows(made: dict[str, Any], measured: Measured, engines: Sequence[Engine], labels: Sequence[str]) -> None:
+def _add_rows(made: dict[str, Any], measured: Repeated, manifests: Sequence[Manifest], labels: Sequence[str]) -> None:
     deadline_ms = 1000.0 / made["settings"]["rate_hz"]
-    own = measured.records[0]
     made["elapsed_s"] = round(measured.elapsed_s, 3)
-    watch = measured.watch
     made["conditions"] = {
-        "start": watch.start,
-        "peak": watch.peak,
-        "end": watch.end,
-        "slowed_down": device.slowed_down(watch.start, watch.peak, watch.end),
+        "start": measured.start,
+        "peak": measured.peak,
+        "end": measured.end,
+        "slowed_down": device.slowed_down(measured.start, measured.peak, measured.end),
     }
-    made["rows"] = [row_of(label, own[label], engines[0].manifest, deadline_ms) for label in labels]
-    made["beside"] = None
-    if len(engines) > 1:
-        other = measured.records[1]
-        made["beside"] = {
-            "engine": engines[1].name,
-            "rows": [row_of(label, other[label], engines[1].manifest, deadline_ms) for label in labels],
-            "ratios": [_ratio(label, own[label], other[label]) for label in labels],
-        }
-    made["sustained"] = _sustained(own[labels[-1]]) if made["settings"]["mode"] == "sustained" else None
+    rows = [
+        [row_of(label, side[label], manifest, deadline_ms) for label in labels]
+        for side, manifest in zip(measured.series, manifests, strict=True)
+    ]
+    made["rows"] = rows[0]
+    if len(rows) > 1:
+        own, other = measured.series
+        made["beside"]["rows"] = rows[1]
+        made["beside"]["ratios"] = [_ratio(label, own[label], other[label]) for label in labels]
+    made["sustained"] = None
+    if made["settings"]["mode"] == "sustained":
+        made["sustained"] = sustained(measured.series[0][labels[-1]])
 
 
-def _ratio(label: str, own: Record, other: Record) -> dict[str, Any]:
-    found = paired_ratio(own.total_ms, other.total_ms)
+def _ratio(label: str, own: Sequence[Series], other: Sequence[Series]) -> dict[str, Any]:
+    found = paired_ratio([series.total_ms for series in own], [series.total_ms for series in other])
     return {
         "subset": label,
-        "p50_ms": quantile(own.total_ms, 0.5),
-        "beside_p50_ms": quantile(other.total_ms, 0.5),
+        "p50_ms": quantile(together(own), 0.5),
+        "beside_p50_ms": quantile(together(other), 0.5),
         "ratio": found.ratio,
         "interval": [found.low, found.high],
         "verdict": found.verdict,
-    }
-
-
-def _sustained(record: Record) -> dict[str, Any]:
-    """The first minute against the last one, and what lies between."""
-    at_s, total = record.at_s, record.total_ms
-    return {
-        "curve": curve_of(record, _WINDOW_S),
-        "first_minute_p50_ms": quantile(total[at_s < _MINUTE_S], 0.5),
-        "last_minute_p50_ms": quantile(total[at_s >= at_s[-1] - _MINUTE_S], 0.5),
     }
 
 
@@ -284,16 +287,10 @@ def _add_processes(made: dict[str, Any], options: argparse.Namespace, inputs: Ma
     if options.no_processes:
         return
     say("profile: start-up and memory, in processes of their own", options)
-    path = find_model(options.model)
-    given = ["--model", str(path)]
-    given += ["--threads", str(options.threads)] if options.threads else []
-    given += ["--engine", options.engine] if options.engine else []
-    with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
-        samples = Path(folder) / "samples.npz"
-        probe.save_samples(inputs, samples)
-        given += ["--samples", str(samples)]
-        made["load"] = probe.load_times(given, path)
-        made["memory"] = probe.memory_use(given)
+    opening = _opening(options, options.model)
+    few = {name: single(given.modality, given.frames[0].data) for name, given in inputs.items()}
+    made["load"] = probe.load_times(opening, few)
+    made["memory"] = probe.memory_use(opening, few)
 
 
 def _finish(
@@ -363,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup", type=positive(int, zero=True, most=10_000), default=3, metavar="N", help="rounds first (default 3)")
     add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")
     add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
+    add("--processes", type=positive(int, most=1000), metavar="N", help="one after the other; quick 5, standard 10")
     add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
     add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="a decision longer than 1/HZ counts as missed")
     add(

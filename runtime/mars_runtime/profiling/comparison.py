@@ -1,13 +1,14 @@
 """Two reports side by side: whether they may be compared at all, and what then differs.
 
-Each report bounds its own median by a 95 % interval. The ratio of two medians of different runs is bounded by the worst
-of both and by what one run differs from the next on an unchanged machine. It says less than two artifacts measured in
-turn (`--beside`): a machine is not the same an hour later.
+Each report says where the quantile of one more process lies. The ratio of two runs' quantiles is bounded by both: their
+widths, as logarithms, add up like independent errors. It says less than two artifacts measured in turn (`--beside`): a
+machine is not the same an hour later.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from mars_edge.errors import UsageError
 from mars_runtime.profiling.statistics import verdict
 
 SCHEMA_VERSION = 1
-# One file profiled ten times in a row: a third of the intervals of two runs did not overlap. So much is allowed for.
-BETWEEN_RUNS = 0.1
 
 Report = Mapping[str, Any]
 
@@ -31,6 +30,7 @@ _ALIKE: dict[str, Sequence[str]] = {
     "power mode": ("device", "power_mode"),
     "threads": ("settings", "threads"),
     "mode": ("settings", "mode"),
+    "processes": ("settings", "processes"),
     "target rate": ("settings", "rate_hz"),
     "subsets": ("settings", "subsets"),
     "inputs": ("settings", "inputs"),
@@ -122,16 +122,26 @@ def ratios(base: Report, this: Report, quantile: str = "p50") -> list[RowRatio]:
 
 def _ratio(subset: str, base: Mapping[str, Any], this: Mapping[str, Any], quantile: str) -> RowRatio:
     ends, value = f"{quantile}_interval_ms", f"{quantile}_ms"
-    (base_low, base_high), (low, high) = base[ends], this[ends]
-    known = None not in (base_low, base_high, low, high)
+    ratio = this[value] / base[value]
+    width = _width(base[ends], this[ends])
     return RowRatio(
         subset=subset,
         base_ms=base[value],
         this_ms=this[value],
-        ratio=this[value] / base[value],
-        low=low / base_high * (1.0 - BETWEEN_RUNS) if known else None,
-        high=high / base_low * (1.0 + BETWEEN_RUNS) if known else None,
+        ratio=ratio,
+        low=None if width is None else ratio * math.exp(-width),
+        high=None if width is None else ratio * math.exp(width),
     )
+
+
+def _width(*intervals: Sequence[float | None]) -> float | None:
+    """Half of what lies between the logarithms of the ends; of several intervals as of independent errors."""
+    squares = []
+    for low, high in intervals:
+        if low is None or high is None:
+            return None
+        squares.append((math.log(high / low) / 2.0) ** 2)
+    return math.sqrt(sum(squares))
 
 
 def to_dict(base: Report, this: Report, path: Path, *, forced: bool) -> dict[str, Any]:

@@ -1,54 +1,28 @@
-"""What only a process of its own can say: how long from its start to ready, and how much memory it takes.
-
-`python -m mars_runtime.profiling.probe load|memory OPTIONS` is the child; it prints one JSON object.
-"""
+"""What only a process of its own can say: how long from its start to ready, and how much memory it takes."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from mars_edge.errors import EngineError
-from mars_edge.manifest import Manifest
 from mars_runtime.engines import open_engine
-from mars_runtime.profiling.inputs import Input, single
+from mars_runtime.profiling.child import Progress, in_child
+from mars_runtime.profiling.inputs import Input
+from mars_runtime.profiling.repeats import Opening
 from mars_runtime.profiling.subject import Subject
 
 REPEATS = 3
 _MEMORY_RUNS = 200
-_TIMEOUT_S = 300.0
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _STATUS = Path("/proc/self/status")
 
-# As given to `profile`: --model, --threads, --engine; and --samples, a file of `save_samples`.
-Options = Sequence[str]
 
-
-def save_samples(inputs: Mapping[str, Input], path: Path) -> None:
-    """One sample of each modality, for the children: making samples takes more memory than deciding on them."""
-    np.savez(path, **{name: np.asarray(given.frames[0].data) for name, given in inputs.items()})  # type: ignore[arg-type]
-
-
-def _samples(manifest: Manifest, path: str) -> dict[str, Input]:
-    with np.load(path) as kept:
-        raw = {name: kept[name] for name in manifest.names}
-    texts = {m.name for m in manifest.modalities if m.kind == "text"}
-    return {
-        name: single(manifest.modality(name), str(sample) if name in texts else sample) for name, sample in raw.items()
-    }
-
-
-def load_times(options: Options, model: Path) -> dict[str, Any]:
+def load_times(opening: Opening, inputs: Mapping[str, Input]) -> dict[str, Any]:
     """Times of starting anew, ms: medians of three processes each with the file in memory and without.
 
     "Cold" means that the kernel was asked to drop the artifact's pages (posix_fadvise, which it may ignore); the
@@ -57,9 +31,10 @@ def load_times(options: Options, model: Path) -> dict[str, Any]:
     Raises:
         EngineError: the process failed.
     """
-    warm = [_child("load", options) for _ in range(REPEATS)]
-    cold = [_child("load", options) for _ in range(REPEATS) if _dropped(model)]
-    first = [_child("first", options) for _ in range(REPEATS)]
+    model = Path(opening.model)
+    warm = [_load_in_child(opening) for _ in range(REPEATS)]
+    cold = [_load_in_child(opening) for _ in range(REPEATS) if _dropped(model)]
+    first = [in_child(partial(_first, opening, inputs)) for _ in range(REPEATS)]
     return {
         "repeats": REPEATS,
         "process_to_ready_ms": median(run["ready_ms"] for run in warm),
@@ -70,13 +45,22 @@ def load_times(options: Options, model: Path) -> dict[str, Any]:
     }
 
 
-def memory_use(options: Options) -> dict[str, Any]:
+def memory_use(opening: Opening, inputs: Mapping[str, Input]) -> dict[str, Any]:
     """Resident and proportional set size in MB of a process before the model, with it, at its peak (PSS: end).
+
+    Args:
+        inputs: few, because the process holds them all.
 
     Raises:
         EngineError: the process failed.
     """
-    return _child("memory", options)
+    found: dict[str, Any] = in_child(partial(_memory, opening, inputs))
+    return found
+
+
+def _load_in_child(opening: Opening) -> dict[str, float]:
+    found: dict[str, float] = in_child(partial(_load, opening, time.monotonic()))
+    return found
 
 
 def _dropped(model: Path) -> bool:
@@ -90,20 +74,6 @@ def _dropped(model: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _child(what: str, options: Options) -> dict[str, Any]:
-    begin_s = time.monotonic()
-    command = [sys.executable, "-m", "mars_runtime.profiling.probe", what, "--began", repr(begin_s), *options]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"profile: a process of its own did not end within {_TIMEOUT_S:g} s") from error
-    if result.returncode != 0:
-        said = result.stderr.strip().splitlines()
-        raise EngineError(f"profile: a process of its own failed: {said[-1] if said else result.returncode}")
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
 
 
 def sizes_mb() -> dict[str, float | None]:
@@ -127,51 +97,33 @@ def _fields(path: Path) -> dict[str, int]:
     return {w[0].rstrip(":"): int(w[1]) for w in words if len(w) == 3 and w[2] == "kB"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """The child."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("load", "first", "memory"))
-    parser.add_argument("--began", type=float, required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--engine")
-    parser.add_argument("--samples", required=True)
-    options = parser.parse_args(argv)
-    print(json.dumps({"load": _load, "first": _first, "memory": _memory}[options.what](options)))
-    return 0
-
-
-def _load(options: argparse.Namespace) -> dict[str, float]:
+def _load(opening: Opening, began_s: float, _: Progress) -> dict[str, float]:
     """With the self-test, which a stream makes too."""
     begin_s = time.monotonic()
-    open_engine(options.model, threads=options.threads, engine=options.engine)
+    open_engine(opening.model, threads=opening.threads, engine=opening.engine)
     opened_s = time.monotonic()
-    return {"ready_ms": 1000.0 * (opened_s - options.began), "open_ms": 1000.0 * (opened_s - begin_s)}
+    return {"ready_ms": 1000.0 * (opened_s - began_s), "open_ms": 1000.0 * (opened_s - begin_s)}
 
 
-def _first(options: argparse.Namespace) -> dict[str, float]:
+def _first(opening: Opening, inputs: Mapping[str, Input], _: Progress) -> dict[str, float]:
     """Without the self-test, which would be the first inference."""
-    engine = open_engine(options.model, threads=options.threads, engine=options.engine, self_test=False)
-    subject = Subject(engine, _samples(engine.manifest, options.samples), engine.manifest.names)
+    engine = open_engine(opening.model, threads=opening.threads, engine=opening.engine, self_test=False)
+    subject = Subject(engine, inputs, engine.manifest.names)
     first, second = subject.decide(), subject.decide()
     return {"first_ms": first.total_ms, "second_ms": second.total_ms}
 
 
-def _memory(options: argparse.Namespace) -> dict[str, Any]:
+def _memory(opening: Opening, inputs: Mapping[str, Input], _: Progress) -> dict[str, Any]:
     baseline = sizes_mb()
-    engine = open_engine(options.model, threads=options.threads, engine=options.engine)
+    engine = open_engine(opening.model, threads=opening.threads, engine=opening.engine)
     loaded = sizes_mb()
-    subject = Subject(engine, _samples(engine.manifest, options.samples), engine.manifest.names)
-    for _ in range(_MEMORY_RUNS):
+    subject = Subject(engine, inputs, engine.manifest.names)
+    for _decision in range(_MEMORY_RUNS):
         subject.decide()
     after = sizes_mb()
-    for _ in range(_MEMORY_RUNS):
+    for _decision in range(_MEMORY_RUNS):
         subject.decide()
     end = sizes_mb()
     peak = {**end, "rss_mb": _megabytes(_fields(_STATUS), "VmHWM")}
     grown = None if end["rss_mb"] is None or after["rss_mb"] is None else round(end["rss_mb"] - after["rss_mb"], 3)
     return {"baseline": baseline, "loaded": loaded, "peak": peak, "grown_mb": grown, "grown_over": _MEMORY_RUNS}
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -64,7 +64,9 @@ def as_text(report: Mapping[str, Any]) -> list[str]:
     """Lines of at most 100 columns."""
     lines = _identity(report)
     lines += ["", "decision, ms, by what is present"]
-    lines += table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]], align="<>>>>>>>>>")
+    lines += table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]], align="<>>>>>>>>")
+    lines += ["", _intervals_title(report)]
+    lines += table(_INTERVAL_HEADER, [_interval_cells(row) for row in report["rows"]], align="<>>>")
     lines += ["", "its stages, p50 in ms"]
     lines += table(*_stage_table(report["rows"]), align="<" + ">" * len(report["rows"]))
     lines += _beside_lines(report) + _sustained_lines(report) + _start_lines(report)
@@ -77,6 +79,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     parts = [f"# Profile of {report['artifact']['file']}", ""]
     parts += [f"- {key}: {value}" for key, value in _facts(report)]
     parts += ["", *_markdown_table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]])]
+    parts += ["", f"{_intervals_title(report).capitalize()}:", ""]
+    parts += _markdown_table(_INTERVAL_HEADER, [_interval_cells(row) for row in report["rows"]])
     parts += ["", "Stages, p50 in ms:", "", *_markdown_table(*_stage_table(report["rows"]))]
     rest = (_beside_lines, _sustained_lines, _start_lines, _comparison_lines, _objective_lines, _operator_lines)
     for lines in (make(report) for make in rest):
@@ -85,7 +89,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-_ROW_HEADER = ("present", "p50", "95 % interval", "p90", "p95", "p99", "max", "missed", "engine", "quality")
+_ROW_HEADER = ("present", "p50", "p90", "p95", "p99", "max", "missed", "engine", "quality")
+_INTERVAL_HEADER = ("present", "p50", "p90", "p99")
 
 
 def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,13 +102,20 @@ def _row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         words += " abstains"
     return (
         row["subset"],
-        _ms(total["p50_ms"]),
-        _interval(total["p50_interval_ms"]),
-        *(_ms(total[f"{name}_ms"]) for name in ("p90", "p95", "p99", "max")),
+        *(_ms(total[f"{name}_ms"]) for name in ("p50", "p90", "p95", "p99", "max")),
         f"{percent(row['misses'] / total['n'])} %",
         f"{100.0 * (1.0 - outside / total['p50_ms']):.0f} %",
         words,
     )
+
+
+def _interval_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    total = row["stages"]["total"]
+    return (row["subset"], *(_interval(total[f"{name}_interval_ms"]) for name in _INTERVAL_HEADER[1:]))
+
+
+def _intervals_title(report: Mapping[str, Any]) -> str:
+    return f"where a process has its quantiles, 95 % (of the {report['settings']['processes']} measured)"
 
 
 def _stage_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -133,7 +145,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("delegate", _delegated(about["delegate_share"])),
         ("device", _device(device)),
         ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {threads}"),
-        ("run", f"{settings['mode']}: {rounds} rounds in {report['elapsed_s']:.0f} s, {report['t_utc']}; {pace}"),
+        ("run", f"{settings['mode']}: {rounds} rounds in {settings['processes']} processes, "
+                f"{report['elapsed_s']:.0f} s, {report['t_utc']}; {pace}"),
         ("input", "; ".join(f"{name}: {text}" for name, text in settings["inputs"].items())),
         ("deadline", f"{settings['rate_hz']:g} Hz: {1000.0 / settings['rate_hz']:.1f} ms"),
         ("timer", f"{timer['asked_ms']:g} ms waited are {timer['measured_ms']:.3f} ms measured; "
@@ -286,6 +299,8 @@ def _ms(value: float) -> str:
 
 def _interval(ends: Sequence[float | None]) -> str:
     low, high = ends
+    if low is None and high is None:
+        return "not known"
     return f"{'?' if low is None else _ms(low)} to {'?' if high is None else _ms(high)}"
 
 

@@ -1,17 +1,18 @@
 """What was measured of one subset, as the numbers that are reported.
 
-Axes: n decisions; S stages.
+Axes: n decisions of one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mars_edge.manifest import Manifest
-from mars_runtime.profiling.statistics import Distribution, Resampling, Times, distribution
+from mars_runtime.profiling.statistics import Distribution, Times, distribution, quantile
 from mars_runtime.profiling.subject import Timed
 
 # What the engine itself takes; all else of a decision is ours.
@@ -19,59 +20,55 @@ _BEFORE_ENGINE = ("capture_wait", "preprocess")
 TOTAL, LOOP, OUTSIDE, AGE = "total", "loop", "outside_engine", "age"
 _BINS = 60
 _SHOWN_SHARE, _SHOWN_MEDIANS = 0.995, 4.0
+_WINDOW_S, _MINUTE_S = 5.0, 60.0
 
 
-class Record:
-    """The times of one subset, decision by decision."""
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One process's decisions on one subset.
 
-    def __init__(self) -> None:
-        self._timed: list[Timed] = []
-        self._at_s: list[float] = []
+    Attributes:
+        at_s: when each began, (n,), on a clock that all processes share.
+        stages_ms: (n,) each; stages as in the decision line, then what is derived from them: `loop` is the decision
+            loop's own part, `outside_engine` all but the engine's.
+    """
 
-    def add(self, timed: Timed, at_s: float) -> None:
-        """One decision that began `at_s` seconds after the first round."""
-        self._timed.append(timed)
-        self._at_s.append(at_s)
-
-    def __len__(self) -> int:
-        return len(self._timed)
-
-    @property
-    def at_s(self) -> Times:
-        """When each decision began, (n,)."""
-        return np.array(self._at_s)
+    at_s: Times
+    stages_ms: Mapping[str, Times]
 
     @property
     def total_ms(self) -> Times:
         """(n,)"""
-        return np.array([timed.total_ms for timed in self._timed])
+        return self.stages_ms[TOTAL]
 
-    def stages_ms(self) -> dict[str, Times]:
-        """Each stage (n,), then what is derived from them.
 
-        `loop` is the decision loop's own part, `outside_engine` all but the engine's.
-        """
-        names = [name for name in self._timed[0].stages_ms if name != "capture_wait"]
-        stages = {name: np.array([timed.stages_ms[name] for timed in self._timed]) for name in names}
-        engine = sum((stages[name] for name in names if name not in _BEFORE_ENGINE), np.zeros(len(self)))
-        total = self.total_ms
-        return {
-            "capture_wait": np.array([timed.stages_ms["capture_wait"] for timed in self._timed]),
+def series_of(timed: Sequence[Timed], at_s: Sequence[float]) -> Series:
+    """The decisions of one process, at least one, with when each began."""
+    names = [name for name in timed[0].stages_ms if name != "capture_wait"]
+    stages = {name: np.array([one.stages_ms[name] for one in timed]) for name in names}
+    engine = sum((stages[name] for name in names if name not in _BEFORE_ENGINE), np.zeros(len(timed)))
+    total = np.array([one.total_ms for one in timed])
+    return Series(
+        at_s=np.array(at_s),
+        stages_ms={
+            "capture_wait": np.array([one.stages_ms["capture_wait"] for one in timed]),
             **stages,
             LOOP: total - engine - stages["preprocess"],
             TOTAL: total,
             OUTSIDE: total - engine,
-            AGE: np.array([timed.age_ms for timed in self._timed]),
-        }
+            AGE: np.array([one.age_ms for one in timed]),
+        },
+    )
 
 
-def row_of(subset: str, record: Record, manifest: Manifest, deadline_ms: float) -> dict[str, Any]:
+def row_of(subset: str, processes: Sequence[Series], manifest: Manifest, deadline_ms: float) -> dict[str, Any]:
     """The JSON object of one subset; times in ms.
 
     Args:
+        processes: what each of them measured.
         deadline_ms: a decision that took longer counts as missed.
     """
-    stages, resampling = record.stages_ms(), Resampling(len(record))
+    total_ms = together(processes)
     point = manifest.operating_points.get(subset)
     costs = manifest.subset_costs.get(subset)
     return {
@@ -82,10 +79,18 @@ def row_of(subset: str, record: Record, manifest: Manifest, deadline_ms: float) 
         else {"metric": point.metric, "value": point.value, "low": point.low, "high": point.high, "n": point.n},
         "macs": None if costs is None else costs.macs,
         "deadline_ms": deadline_ms,
-        "misses": int(np.count_nonzero(record.total_ms > deadline_ms)),
-        "stages": {name: numbers(distribution(times, resampling)) for name, times in stages.items()},
-        "histogram": histogram(record.total_ms),
+        "misses": int(np.count_nonzero(total_ms > deadline_ms)),
+        "stages": {
+            stage: numbers(distribution([series.stages_ms[stage] for series in processes]))
+            for stage in processes[0].stages_ms
+        },
+        "histogram": histogram(total_ms),
     }
+
+
+def together(processes: Sequence[Series]) -> Times:
+    """The totals of all processes, one after the other."""
+    return np.concatenate([series.total_ms for series in processes])
 
 
 def numbers(found: Distribution) -> dict[str, Any]:
@@ -111,15 +116,29 @@ def histogram(times_ms: Times) -> dict[str, Any]:
     return {"edges_ms": [round(float(edge), 6) for edge in edges], "counts": [int(count) for count in counts]}
 
 
-def curve_of(record: Record, window_s: float) -> list[dict[str, float]]:
-    """p50 and p90 of the total in windows of `window_s`; an unfinished last window is left out."""
-    at_s, total = record.at_s, record.total_ms
+def sustained(processes: Sequence[Series]) -> dict[str, Any]:
+    """The first minute against the last one, and what lies between in windows of about 5 s."""
+    total_ms = together(processes)
+    at_s = np.concatenate([series.at_s for series in processes])
+    at_s = at_s - at_s[0]
+    return {
+        "curve": curve_of(at_s, total_ms, _WINDOW_S),
+        "first_minute_p50_ms": quantile(total_ms[at_s < _MINUTE_S], 0.5),
+        "last_minute_p50_ms": quantile(total_ms[at_s >= at_s[-1] - _MINUTE_S], 0.5),
+    }
+
+
+def curve_of(at_s: Times, total_ms: Times, window_s: float) -> list[dict[str, float]]:
+    """p50 and p90 of the total (n,) in equal windows of about `window_s`, from `at_s` 0 to the last decision."""
+    count = max(1, round(float(at_s[-1]) / window_s))
+    width_s = max(float(at_s[-1]) / count, 1e-9)
+    place = np.minimum(at_s // width_s, count - 1)
     curve = []
-    for index in range(int(at_s[-1] // window_s)):
-        inside = total[(at_s >= index * window_s) & (at_s < (index + 1) * window_s)]
+    for index in range(count):
+        inside = total_ms[place == index]
         if inside.size:
             p50, p90 = np.quantile(inside, (0.5, 0.9), method="inverted_cdf")
-            curve.append({"t_s": (index + 0.5) * window_s, "p50_ms": float(p50), "p90_ms": float(p90)})
+            curve.append({"t_s": (index + 0.5) * width_s, "p50_ms": float(p50), "p90_ms": float(p90)})
     return curve
 
 

@@ -1,4 +1,4 @@
-"""The measurement itself: every subset of one artifact, or of two side by side, in turn until the schedule is done."""
+"""One process's measurement: every subset of one artifact, or of two, in turn until the schedule is done."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from mars_runtime.engines import Engine
 from mars_runtime.profiling.inputs import Input
-from mars_runtime.profiling.rows import Record
+from mars_runtime.profiling.rows import Series, series_of
 from mars_runtime.profiling.schedule import Schedule, run_rounds
-from mars_runtime.profiling.subject import Subject
+from mars_runtime.profiling.subject import Subject, Timed
 
 _WATCH_EVERY_S = 1.0
 
@@ -21,45 +21,45 @@ Progress = Callable[[float], None]
 
 @dataclass(kw_only=True)
 class Watch:
-    """The state of the device at the start, at its hottest and at the end; read outside of what is timed."""
+    """The state of the device at its hottest; read once a second, outside of what is timed."""
 
     read: Callable[[], Conditions]
-    start: Conditions = field(default_factory=dict)
     peak: Conditions = field(default_factory=dict)
-    end: Conditions = field(default_factory=dict)
     _next_s: float = 0.0
 
-    def begin(self) -> None:
-        """Just before the first round."""
-        self.start = self.peak = self.read()
-        self._next_s = _WATCH_EVERY_S
-
     def look(self, elapsed_s: float) -> None:
-        """Once a second."""
+        """Before a round; the first look reads always."""
         if elapsed_s >= self._next_s:
             self._next_s = elapsed_s + _WATCH_EVERY_S
-            self._keep(self.read())
+            now = self.read()
+            self.peak = hotter(self.peak, now) if self.peak else now
 
-    def finish(self) -> None:
-        """Just after the last round."""
-        self.end = self.read()
-        self._keep(self.end)
 
-    def _keep(self, now: Conditions) -> None:
-        """The hottest reading; a throttling that was seen once stays seen."""
-        was = self.peak
-        hotter = (now.get("hottest_c") or -273.0) >= (was.get("hottest_c") or -273.0)
-        throttled = was.get("throttled") or now.get("throttled")
-        self.peak = {**(now if hotter else was), "throttled": throttled}
+def hotter(was: Conditions, now: Conditions) -> Conditions:
+    """The hotter one of two readings; a throttling that was seen once stays seen."""
+    is_hotter = (now.get("hottest_c") or -273.0) >= (was.get("hottest_c") or -273.0)
+    return {**(now if is_hotter else was), "throttled": was.get("throttled") or now.get("throttled")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Times by artifact (in the order given) and subset label; `elapsed_s` without the warm-up."""
+    """One process's times by artifact (in the order given) and subset label; `elapsed_s` without the warm-up."""
 
-    records: Sequence[Mapping[str, Record]]
+    series: Sequence[Mapping[str, Series]]
     elapsed_s: float
-    watch: Watch
+    peak: Conditions
+
+
+@dataclass(kw_only=True)
+class _Turn:
+    """One subject's place in every round, and what it measured."""
+
+    subject: Subject
+    timed: list[Timed] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
+
+    def series(self) -> Series:
+        return series_of(self.timed, self.at_s)
 
 
 def measure(
@@ -83,44 +83,33 @@ def measure(
     Raises:
         EngineError: an engine failed, or decided with other sensors than it was given.
     """
-    subjects = [[Subject(engine, inputs, subset) for subset in subsets] for engine in engines]
-    records = [{subject.label: Record() for subject in side} for side in subjects]
+    sides = [[_Turn(subject=Subject(engine, inputs, subset)) for subset in subsets] for engine in engines]
     watch, shown = Watch(read=read_conditions), _Throttled(progress)
-    round_s = _Round()
+    counted = False
 
     def begin_round(index: int, elapsed_s: float) -> None:
-        round_s.index, round_s.elapsed_s = index, elapsed_s
-        if index == 0:
-            watch.begin()
-        if index >= 0:
+        nonlocal counted
+        counted = index >= 0
+        if counted:
             watch.look(elapsed_s)
             shown(schedule.share_done(index, elapsed_s))
 
-    def call(subject: Subject, record: Record) -> Callable[[], None]:
+    def call(turn: _Turn) -> Callable[[], None]:
         def decide() -> None:
             if pause_s > 0.0:
                 time.sleep(pause_s)
-            timed = subject.decide()
-            if round_s.index >= 0:
-                record.add(timed, round_s.elapsed_s)
+            at_s, timed = time.monotonic(), turn.subject.decide()
+            if counted:
+                turn.timed.append(timed)
+                turn.at_s.append(at_s)
 
         return decide
 
-    calls = [
-        call(subject, own[subject.label])
-        for place in range(len(subsets))
-        for subject, own in ((side[place], kept) for side, kept in zip(subjects, records, strict=True))
-    ]
+    calls = [call(side[place]) for place in range(len(subsets)) for side in sides]
     elapsed_s = run_rounds(calls, schedule, begin_round=begin_round)
-    watch.finish()
     progress(1.0)
-    return Measured(records=records, elapsed_s=elapsed_s, watch=watch)
-
-
-@dataclass(kw_only=True)
-class _Round:
-    index: int = 0
-    elapsed_s: float = 0.0
+    series = [{turn.subject.label: turn.series() for turn in side} for side in sides]
+    return Measured(series=series, elapsed_s=elapsed_s, peak=watch.peak)
 
 
 class _Throttled:
