@@ -173,6 +173,7 @@ def test_predict_makes_one_decision_from_files(
         (["--image", "no.png"], "predict: --image no.png: no such file"),
         (["--image"], "predict: --image: no such file"),
         (["seven.png"], "predict: unknown argument 'seven.png'; fake takes: --audio, --image"),
+        ([f"--image={__file__}", "--image", __file__], "predict: --image is given twice; allowed: once"),
     ],
 )
 def test_a_wrong_predict_is_one_line_and_exit_2(

@@ -481,9 +481,10 @@ def test_an_unlike_base_is_refused_before_anything_is_measured_and_forced_with_a
         (["--picture", "x.gif"], "--picture x.gif: ends in '.gif'; allowed: .svg, .png"),
         (
             ["--sonar", "x.png"],
-            "profile: unknown argument '--sonar'; face_antispoof takes samples by: --rgb, --depth, --ir",
+            "profile: unknown argument '--sonar'; face_antispoof takes: --rgb, --depth, --ir",
         ),
         (["--rgb", "no.png"], "profile: --rgb no.png: no such file"),
+        (["--rgb=no.png"], "profile: --rgb no.png: no such file"),
         (
             ["--beside", "spoken_digits.pte"],
             "--beside spoken_digits: takes other inputs (audio, image) than face_antispoof",

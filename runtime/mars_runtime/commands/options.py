@@ -69,6 +69,31 @@ def specs_from(options: argparse.Namespace, manifest: Manifest) -> list[SensorSp
     return given_specs(options) or default_specs(manifest)
 
 
+def flags_of(manifest: Manifest) -> str:
+    """How samples of this model are given: "--rgb, --depth, --ir"."""
+    return ", ".join(f"--{name}" for name in manifest.names)
+
+
+def files_from(rest: Sequence[str], manifest: Manifest, command: str) -> dict[str, Path]:
+    """The files of `--NAME FILE` and `--NAME=FILE`; the names come from the model, so argparse cannot know them.
+
+    Raises:
+        UsageError: an argument of another form, a modality twice, or no such file.
+    """
+    found: dict[str, Path] = {}
+    words = iter(word for item in rest for word in (item.split("=", 1) if item.startswith("--") else [item]))
+    for flag in words:
+        if not flag.startswith("--") or flag[2:] not in manifest.names:
+            raise UsageError(f"{command}: unknown argument {flag!r}; {manifest.name} takes: {flags_of(manifest)}")
+        path = next(words, None)
+        if path is None or not Path(path).is_file():
+            raise UsageError(f"{command}: {flag} {path or ''}: no such file".replace(" :", ":"))
+        if flag[2:] in found:
+            raise UsageError(f"{command}: {flag} is given twice; allowed: once")
+        found[flag[2:]] = Path(path)
+    return found
+
+
 def faults_from(options: argparse.Namespace, specs: Sequence[SensorSpec]) -> list[Fault]:
     """The faults of `--inject`.
 

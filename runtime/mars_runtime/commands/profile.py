@@ -17,7 +17,7 @@ from mars_edge.errors import UsageError
 from mars_edge.files import require_place, write_whole
 from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser, positive, say
-from mars_runtime.commands.options import MOST_THREADS
+from mars_runtime.commands.options import MOST_THREADS, files_from
 from mars_runtime.engines import Engine, open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
@@ -118,21 +118,8 @@ def _subsets(text: str, manifest: Manifest) -> list[tuple[str, ...]]:
 
 def _inputs(options: argparse.Namespace, rest: Sequence[str], manifest: Manifest) -> dict[str, Input]:
     """Files where `--NAME FILE` names them, generated samples else."""
-    given = _files(rest, manifest)
+    given = files_from(rest, manifest, "profile")
     return {**generated(manifest, picture=options.picture_size, seed=options.seed), **from_files(manifest, given)}
-
-
-def _files(rest: Sequence[str], manifest: Manifest) -> dict[str, Path]:
-    flags = ", ".join(f"--{name}" for name in manifest.names)
-    found, words = {}, iter(rest)
-    for flag in words:
-        if not flag.startswith("--") or flag[2:] not in manifest.names:
-            raise UsageError(f"profile: unknown argument {flag!r}; {manifest.name} takes samples by: {flags}")
-        path = next(words, None)
-        if path is None or not Path(path).is_file():
-            raise UsageError(f"profile: {flag} {path or ''}: no such file".replace(" :", ":"))
-        found[flag[2:]] = Path(path)
-    return found
 
 
 def _begin(
