@@ -200,6 +200,10 @@ _CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "a negative tolerance": _put("golden", "tolerance", -0.1),
     "a cost of no method": _put("costs", {"encode_voice": {"macs": 1, "weight_bytes": 1}}),
     "a negative cost": _put("subset_costs", {"ir": {"macs": -1, "weight_bytes": 1}}),
+    "a number of parameters": _put("parameters", 139_200_000),
+    "a number of parameters that is missing, as in files of earlier versions": _drop("parameters"),
+    "fewer than no parameters": _put("parameters", -1),
+    "true for a number of parameters": _put("parameters", True),
 }
 
 

@@ -208,6 +208,8 @@ class Manifest:
         target: name of the export target, which says runtime and processor; None in files of earlier versions.
         costs: by method; empty in files of earlier versions.
         subset_costs: by subset label.
+        parameters: trained numbers of all methods together, as the training counts them: batch norms are still
+            apart. The same in every format and precision of a run; None in files of earlier versions.
     """
 
     name: str
@@ -231,6 +233,7 @@ class Manifest:
     target: str | None = None
     costs: Mapping[str, MethodCost] = field(default_factory=dict)
     subset_costs: Mapping[str, SubsetCost] = field(default_factory=dict)
+    parameters: int | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -340,6 +343,7 @@ def _check(m: Manifest) -> None:
         for key in table:
             _check_subset(key, m, where)
     _need(set(m.costs) in (set(), set(m.methods)), f"costs are of {sorted(m.costs)}, expected of every method or none")
+    _need((m.parameters or 0) >= 0, f"parameters is {m.parameters}, expected at least 0")
     for entry in m.policy.require:
         _need(set(entry.split("|")) <= set(m.names), f"policy.require {entry!r} names an unknown modality")
     for fault in m.policy.masking_faults:

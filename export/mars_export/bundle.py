@@ -194,6 +194,7 @@ def _draft(model: Model, payload: Payload) -> Manifest:
         bare_manifest(model, model.deployed.active_experts, _provenance(model)),
         policy=Policy(require=export.require, on_missing=export.on_missing, masking_faults=export.masking_faults),
         costs=_costs(model, payload),
+        parameters=model.parameters(),
     )
     assert set(draft.methods) == set(required_methods(draft))
     costs = {subsets.label(s, draft.names): subset_cost(draft, s) for s in wanted_subsets(draft)}

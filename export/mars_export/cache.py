@@ -39,16 +39,20 @@ def key(
     run: Path, settings: Mapping[str, Any], seed: int, *, data: Split, experts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Equal keys give equal pieces: weights, `quantize.settings`, seed, training data, pruning, torch's version."""
-    weights = hashlib.sha256((run / "selected.safetensors").read_bytes()).hexdigest()
     versions = {"torch": torch.__version__, "torchao": metadata.version("torchao")}
     return {
-        "weights": weights,
+        "weights": checkpoint_digest(run),
         "settings": dict(settings),
         "seed": seed,
         "data": _data(data),
         "experts": experts,
         **versions,
     }
+
+
+def checkpoint_digest(run: Path) -> str:
+    """SHA-256 of the weights that are exported; every artifact of a run names the same one."""
+    return hashlib.sha256((run / "selected.safetensors").read_bytes()).hexdigest()
 
 
 def _data(split: Split) -> dict[str, Any]:

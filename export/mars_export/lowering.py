@@ -21,6 +21,7 @@ from mars_export.targets import Target, default_target
 from mars_training.checkpoint import RunInfo
 from mars_training.costs import costs
 from mars_training.methods import build_model, deployed_of
+from mars_training.model.build import parameter_count
 from mars_training.model.mars import DeployedMars
 
 
@@ -51,11 +52,20 @@ class Model:
         """Multiply-accumulates of one call of every piece: those of the float pieces of the same recipe."""
         source = self.info.source
         with torch.device("meta"):
-            network = build_model(self.info.recipe, source.modalities, len(source.labels), source.task)
-            deployed = deployed_of(network)
-            assert isinstance(deployed, DeployedMars)
-            deployed = float_pieces(deployed)
+            deployed = float_pieces(self._shape())
         return {name: cost.macs for name, cost in costs(deployed, source.modalities, source.task).pieces.items()}
+
+    def parameters(self) -> int:
+        """Trained numbers of the deployed path of the recipe, before anything is folded or quantized."""
+        return parameter_count(self._shape())
+
+    def _shape(self) -> DeployedMars:
+        """The recipe's deployed network on the meta device."""
+        source = self.info.source
+        with torch.device("meta"):
+            deployed = deployed_of(build_model(self.info.recipe, source.modalities, len(source.labels), source.task))
+        assert isinstance(deployed, DeployedMars)
+        return deployed
 
 
 def bare_manifest(model: Model, active_experts: int, provenance: Mapping[str, Any]) -> Manifest:

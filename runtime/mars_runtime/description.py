@@ -23,7 +23,7 @@ ERROR_METRICS = ("acer",)
 # Page after page of numbers for the report and --json, not for a screen.
 _TOO_LONG = ("method_parity", "worst", "bounds", "scale", "machine")
 _SEEN_IN_PARITY = ("engine", "samples", "subsets", "methods", "coverage", "experts_chosen", *_TOO_LONG)
-_SEEN_IN_PROVENANCE = ("note", "recipe", "seed", "versions", "quantization", "calibration")
+_SEEN_IN_PROVENANCE = ("note", "recipe", "seed", "checkpoint", "versions", "quantization", "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,7 @@ def _file(name: str, sealed: Sealed, manifest: Manifest) -> Iterator[str]:
     yield from fact("sha256", sealed.digest)
     yield from fact("target", manifest.target or NOT_RECORDED)
     yield from fact("precision", manifest.precision)
+    yield from fact("parameters", NOT_RECORDED if manifest.parameters is None else f"{manifest.parameters:,}")
     yield from fact("experts", _experts(manifest))
     yield from fact("self-test", "golden input inside" if manifest.golden else "no golden input")
 
@@ -337,6 +338,7 @@ def _provenance(manifest: Manifest) -> Iterator[str]:
     name = recipe.get("name", said.get("recipe"))
     yield from fact("recipe", shown(name) if isinstance(name, str) else NOT_RECORDED)
     yield from fact("seed", shown(said["seed"]) if "seed" in said else NOT_RECORDED)
+    yield from fact("checkpoint", shown(said.get("checkpoint", NOT_RECORDED)))
     versions = ", ".join(f"{package} {shown(version)}" for package, version in _part(said, "versions").items())
     yield from fact("versions", versions or NOT_RECORDED)
     for key, value in flattened(_part(said, "quantization")):

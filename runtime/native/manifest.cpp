@@ -270,7 +270,7 @@ Manifest read_manifest(const std::string& document) {
   root.need_keys({"name", "task", "labels", "positive_label", "modalities", "experts", "active_experts",
                   "feature_shapes", "z_shape", "precision", "methods", "operating_points", "provenance",
                   "shared_expert", "logit_step", "policy", "golden", "parity", "target", "costs", "subset_costs",
-                  "schema_version"});
+                  "parameters", "schema_version"});
   Manifest manifest;
   manifest.document = document;
   need_printable(root.at("name"));
@@ -279,6 +279,9 @@ Manifest read_manifest(const std::string& document) {
   root.at("provenance").entries();
   if (root.has("logit_step") && !(root.at("logit_step").number() > 0.0)) {
     root.at("logit_step").refuse("a number above 0");
+  }
+  if (root.has("parameters")) {
+    root.at("parameters").not_negative();
   }
   manifest.task = root.at("task").one_of({"classification", "segmentation"});
   read_labels(root, manifest);

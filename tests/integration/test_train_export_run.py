@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mars_edge import cli, subsets
 from mars_edge.artifact import verify
 from mars_edge.errors import ParityError
 from mars_export import bundle, pieces
 from mars_export.commands import export as command
-from mars_runtime.engines import Engine, open_engine
+from mars_runtime.engines import Engine, open_engine, read_manifest
 from mars_training import train as training
+from mars_training.checkpoint import load_deployed
 from mars_training.data.split import Data, Split
 from mars_training.recipe import Recipe
 from tests.helpers.tiny_mars import NAMES, SOURCE, info, model, recipe, split
@@ -105,6 +108,18 @@ def test_both_formats_hold_the_same_scales(artifacts: dict[str, Path]) -> None:
             first, second = (engine.infer(present, {}) for engine in engines)
             if first.experts[0][0] == second.experts[0][0]:
                 assert np.abs(first.logits - second.logits).max() <= 2.01 * step
+
+
+def test_both_formats_name_the_checkpoint_they_come_from_and_its_parameters(
+    run: Path, artifacts: dict[str, Path]
+) -> None:
+    checkpoint = hashlib.sha256((run / "selected.safetensors").read_bytes()).hexdigest()
+    everything = sum(tensor.numel() for tensor in load_file(run / "selected.safetensors").values())
+    deployed = sum(p.numel() for p in load_deployed(run)[0].parameters())
+    for path in artifacts.values():
+        manifest = read_manifest(verify(path))
+        assert manifest.provenance["checkpoint"] == checkpoint
+        assert manifest.parameters == deployed < everything
 
 
 def test_evaluate_measures_the_artifact_in_its_engine(

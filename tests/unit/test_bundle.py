@@ -13,6 +13,7 @@ from mars_export import bundle
 from mars_export.pieces import float_pieces, pieces_of
 from mars_export.to_executorch import Coverage, require_coverage
 from mars_training.costs import costs as model_costs
+from mars_training.model.build import parameter_count
 from tests.helpers.tiny_mars import NAMES, SOURCE, info, model, split
 
 
@@ -90,3 +91,15 @@ def test_the_draft_says_where_the_model_came_from_and_what_it_costs() -> None:
         assert draft.subset_costs[label].macs == costs.macs(subset)
         assert draft.subset_costs[label].weight_bytes == 100 * (len(subset) + 4)
     assert draft.subset_costs["rgb"].activation_bytes == 8 * (len(pieces_of(model().deployed)) - 1)
+
+
+def test_the_draft_counts_the_trained_numbers_of_the_deployed_path_and_nothing_else() -> None:
+    trained = model()
+    folded = float_pieces(trained.deployed)
+    draft = bundle._draft(bundle.Model(deployed=folded, precision="fp32", info=info(), provenance={}), Bare())
+    assert draft.parameters == sum(
+        p.numel() for piece in pieces_of(trained.deployed).values() for p in piece.parameters()
+    )
+    assert draft.parameters == model_costs(trained.deployed, SOURCE.modalities).parameters
+    # Training has more, for its privileged pass; folding leaves less, two numbers of a batch norm becoming one.
+    assert parameter_count(folded) < draft.parameters < parameter_count(trained)

@@ -95,12 +95,21 @@ def test_info_prints_digest_and_manifest(model: Path, capsys: pytest.CaptureFixt
     assert "  seed        3" in section(lines, "provenance")
 
 
+def test_info_names_the_parameters_and_the_checkpoint(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(parameters=1_012_618, provenance={"checkpoint": "ab12", "seed": 0})
+    lines = lines_of(path, capsys)
+    assert "  parameters  1,012,618" in lines
+    assert section(lines, "provenance")[3] == "  checkpoint  ab12"
+    assert json.loads(lines_of(path, capsys, "--json")[0])["manifest"]["parameters"] == 1_012_618
+
+
 def test_what_an_older_file_does_not_hold_reads_not_recorded(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(model, capsys)
     assert "  target      not recorded" in lines
     assert section(lines, "cost of one decision, everything new") == ["  not recorded"]
     assert section(lines, "parity with the model it came from") == ["  not recorded"]
     assert {"  data        not recorded", "  recipe      not recorded", "  versions    not recorded"} < set(lines)
+    assert {"  parameters  not recorded", "  checkpoint  not recorded"} < set(lines)
     assert "methods" not in lines
     assert "attacks" not in lines
 

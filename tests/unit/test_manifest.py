@@ -91,6 +91,7 @@ def full_manifest() -> Manifest:
             "head": MethodCost(macs=1, weight_bytes=1, activation_bytes=16),
         },
         subset_costs={"rgb+sound": SubsetCost(macs=249, weight_bytes=42, activation_bytes=None)},
+        parameters=139_200_000,
     )
 
 
@@ -127,7 +128,7 @@ def test_optional_entries_may_be_left_out() -> None:
     table = {key: value for key, value in TABLE.items() if key not in optional or key == "schema_version"}
     table["methods"] = [m for m in table["methods"] if m != "expert_shared"]
     manifest = Manifest.from_json(json.dumps(table))
-    assert (manifest.golden, manifest.parity, manifest.logit_step) == (None, None, None)
+    assert (manifest.golden, manifest.parity, manifest.logit_step, manifest.parameters) == (None, None, None, None)
     assert manifest.policy == Policy(require=(), on_missing="continue", masking_faults=())
 
 
@@ -273,6 +274,8 @@ VIOLATIONS: list[tuple[Any, str]] = [
         "manifest: golden.logits has the unknown subset 'x'; its members in order: rgb+depth+sound",
     ),
     (changed("provenance", to=[]), "manifest.provenance is [], expected an object"),
+    (changed("parameters", to=-1), "manifest: parameters is -1, expected at least 0"),
+    (changed("parameters", to=1.5), "manifest.parameters is 1.5, expected a whole number"),
 ]
 
 

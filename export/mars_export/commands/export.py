@@ -230,7 +230,9 @@ def _pruned(options: argparse.Namespace, trained: Trained, data: Data, note: Not
 
 def _ready(options: argparse.Namespace, trained: Trained, data: Data, precision: Precision, note: Note) -> bundle.Model:
     metrics = load_metrics(options.run)
-    provenance: dict[str, Any] = {"selected_epoch": metrics["selected"]["epoch"] + 1} if metrics else {}
+    provenance: dict[str, Any] = {"checkpoint": cache.checkpoint_digest(options.run)}
+    if metrics:
+        provenance["selected_epoch"] = metrics["selected"]["epoch"] + 1
     if trained.price is not None:
         provenance["experts"] = dict(trained.price)
     deployed = trained.model.deployed
@@ -335,6 +337,7 @@ def _as_dict(written: bundle.Written) -> dict[str, Any]:
         "size_bytes": written.size_bytes,
         "precision": manifest.precision,
         "target": manifest.target,
+        "parameters": manifest.parameters,
         "parity": manifest.parity,
         "operating_points": {name: dataclasses.asdict(p) for name, p in manifest.operating_points.items()},
     }

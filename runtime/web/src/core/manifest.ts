@@ -312,6 +312,7 @@ const MANIFEST: Record<string, Field> = {
   target: { read: optional(text), otherwise: null },
   costs: { read: mapping(cost), otherwise: {} },
   subset_costs: { read: mapping(cost), otherwise: {} },
+  parameters: { read: optional(whole), otherwise: null },
   schema_version: { read: whole, otherwise: SCHEMA_VERSION },
 };
 
@@ -335,6 +336,7 @@ interface Read {
   golden: Golden | null;
   costs: Record<string, unknown>;
   subset_costs: Record<string, unknown>;
+  parameters: number | null;
 }
 
 const repeats = (items: readonly string[]): boolean => new Set(items).size !== items.length;
@@ -359,6 +361,7 @@ function check(m: Read): void {
   for (const key of [...Object.keys(m.operating_points), ...Object.keys(m.subset_costs)]) checkSubset(key, names);
   const priced = Object.keys(m.costs);
   need(priced.length === 0 || sameSet(priced, m.methods), "costs must be of every method or none");
+  need((m.parameters ?? 0) >= 0, `parameters is ${m.parameters}, expected at least 0`);
   for (const entry of m.policy.require) {
     need(entry.split("|").every((name) => names.includes(name)), `policy.require '${entry}' names an unknown modality`);
   }
