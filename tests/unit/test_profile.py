@@ -278,7 +278,7 @@ def small_report(**settings: Any) -> dict[str, Any]:
         },
         "timer": {"resolution_ns": 40.0, "overhead_ns": 40.0, "asked_ms": 5.0, "measured_ms": 5.0, "error": 0.0},
         "elapsed_s": 4.0,
-        "conditions": {"start": {}, "peak": {}, "end": {}, "slowed_down": False},
+        "conditions": {"start": {}, "peak": {}, "end": {}, "slowed_down": False, "preempted": 3},
         "rows": rows,
         "beside": None,
         "sustained": None,

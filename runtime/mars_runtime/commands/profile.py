@@ -235,6 +235,7 @@ def _add_rows(made: dict[str, Any], measured: Repeated, manifests: Sequence[Mani
         "start": measured.start,
         "peak": measured.peak,
         "end": measured.end,
+        "preempted": measured.preempted,
         "slowed_down": device.slowed_down(measured.start, measured.peak, measured.end),
     }
     rows = [

@@ -46,6 +46,7 @@ class Repeated:
     Attributes:
         elapsed_s: of measuring; neither starts nor warm-ups.
         start, peak, end: of the device.
+        preempted: how often a process lost its core to another one.
     """
 
     series: Sequence[Mapping[str, Sequence[Series]]]
@@ -53,6 +54,7 @@ class Repeated:
     start: Conditions
     peak: Conditions
     end: Conditions
+    preempted: int
 
 
 def repeat(plan: Plan, processes: int, *, progress: Progress) -> Repeated:
@@ -71,6 +73,7 @@ def repeat(plan: Plan, processes: int, *, progress: Progress) -> Repeated:
         start=start,
         peak=reduce(hotter, [start, *(one.peak for one in found), end]),
         end=end,
+        preempted=sum(one.preempted for one in found),
     )
 
 

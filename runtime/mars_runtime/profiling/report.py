@@ -176,7 +176,8 @@ def _conditions(conditions: Mapping[str, Any]) -> str:
     words = "unknown" if slowed is None else "yes" if slowed else "no"
     load = _or_unknown(conditions["start"].get("load"), "").strip()
     temperatures = ", ".join(f"{when} {one(conditions[when])}" for when in ("start", "peak", "end"))
-    return f"temperature {temperatures}; throttled: {words}; load {load} at the start"
+    lost = f"preempted {conditions['preempted']} times"
+    return f"temperature {temperatures}; throttled: {words}; load {load} at the start; {lost}"
 
 
 def _beside_lines(report: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,11 +44,18 @@ def hotter(was: Conditions, now: Conditions) -> Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One process's times by artifact (in the order given) and subset label; `elapsed_s` without the warm-up."""
+    """One process's times by artifact (in the order given) and subset label.
+
+    Attributes:
+        elapsed_s: without the warm-up.
+        peak: of the device.
+        preempted: how often the kernel gave this process's core to another one meanwhile.
+    """
 
     series: Sequence[Mapping[str, Series]]
     elapsed_s: float
     peak: Conditions
+    preempted: int
 
 
 @dataclass(kw_only=True)
@@ -106,10 +114,16 @@ def measure(
         return decide
 
     calls = [call(side[place]) for place in range(len(subsets)) for side in sides]
+    before = _preemptions()
     elapsed_s = run_rounds(calls, schedule, begin_round=begin_round)
+    preempted = _preemptions() - before
     progress(1.0)
     series = [{turn.subject.label: turn.series() for turn in side} for side in sides]
-    return Measured(series=series, elapsed_s=elapsed_s, peak=watch.peak)
+    return Measured(series=series, elapsed_s=elapsed_s, peak=watch.peak, preempted=preempted)
+
+
+def _preemptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class _Throttled:
