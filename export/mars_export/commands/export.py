@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=".pte or .onnx; may repeat")
     targets = ", ".join(known_targets())
     add("--target", action="append", default=[], metavar="T", help=f"{targets}, or a .toml file; one per suffix")
-    add("--precision", choices=("int8", "fp16", "fp32"), help="default: the target's")
+    add(
+        "--precision",
+        choices=("int8", "fp16", "fp32"),
+        help="default: the target's; call an fp32 file NAME.fp32.pte and `mars-edge profile` finds it beside NAME.pte",
+    )
     quick = parser.add_mutually_exclusive_group()
     quick.add_argument("--ptq", action="store_true", help="post-training quantization: only observe ranges")
     quick.add_argument("--qat-epochs", type=positive(int, zero=True), metavar="N", help="in place of the recipe's")
