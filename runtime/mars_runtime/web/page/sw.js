@@ -1,5 +1,5 @@
 /** Keeps the page, its runtime, the model and the rig, so that they work without a network once they were loaded. */
-const VERSION = "7621b3c5ff8655db";
+const VERSION = "9a540f6a6bf36f11";
 const FILES = ["./","./icon.svg","./mars-edge.js","./ort-wasm-simd-threaded.mjs","./ort-wasm-simd-threaded.wasm","./page.css","./page.js","./page.webmanifest","./shared.js","./worker.js","./worklet.js"];
 const PAGE = `page-${VERSION}`;
 const DATA = "data";
