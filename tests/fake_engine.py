@@ -56,6 +56,7 @@ class FakeEngine:
     """Features are the mean and deviation of a sample; the experts depend on which modalities are there."""
 
     name = "fake"
+    threads = 1
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

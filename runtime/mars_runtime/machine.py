@@ -39,12 +39,16 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine this runs on, now."""
-    has_affinity = hasattr(os, "sched_getaffinity")
     return Machine(
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1,
+        cores=usable_cores(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_of(cpuinfo: str) -> str | None:

@@ -142,15 +142,23 @@ void check_cost(const Node& node) {
   }
 }
 
-void check_costs(const Node& root, const Manifest& manifest) {
+// Experts that differ count as the costliest, as in `subset_cost` of the Python package.
+void read_costs(const Node& root, Manifest& manifest) {
   const std::vector<std::string> methods = manifest.methods();
   if (root.has("costs")) {
     const auto costs = root.at("costs").entries();
+    double once = 0.0, expert = 0.0;
     for (const auto& [method, node] : costs) {
       if (std::find(methods.begin(), methods.end(), method) == methods.end() || costs.size() != methods.size()) {
         root.at("costs").refuse("a cost of every method or none");
       }
       check_cost(node);
+      const bool is_routed = method.rfind("expert_", 0) == 0 && method != "expert_shared";
+      const double macs = node.at("macs").number();
+      is_routed ? expert = std::max(expert, macs) : once += macs;
+    }
+    if (!costs.empty()) {
+      manifest.macs = once + manifest.active_experts * expert;
     }
   }
   if (root.has("subset_costs")) {
@@ -290,7 +298,7 @@ Manifest read_manifest(const std::string& document) {
   manifest.logits_shape = logits_shape(manifest);
   read_experts(root, manifest);
   read_policy(root, manifest);
-  check_costs(root, manifest);
+  read_costs(root, manifest);
   if (root.has("golden")) {
     manifest.golden = read_golden(root.at("golden"), manifest);
   }

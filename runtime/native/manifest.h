@@ -56,6 +56,7 @@ struct Manifest {
   std::vector<std::string> require;  // each entry needs one present member, for example depth|ir
   std::string on_missing;
   std::optional<Golden> golden;
+  std::optional<double> macs;  // of a decision with everything present; not in files of earlier versions
 
   // One encoder per modality, route, the experts, head.
   std::vector<std::string> methods() const;

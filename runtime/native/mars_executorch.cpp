@@ -177,13 +177,21 @@ class LoadedCount {
   LoadedCount(const LoadedCount&) = delete;
   LoadedCount& operator=(const LoadedCount&) = delete;
   ~LoadedCount() {
-    std::lock_guard<std::mutex> lock(loaded_mutex);
-    loaded_methods -= count_;
+    clear();
   }
   void add() {
     std::lock_guard<std::mutex> lock(loaded_mutex);
     ++loaded_methods;
     ++count_;
+  }
+  void clear() {
+    std::lock_guard<std::mutex> lock(loaded_mutex);
+    loaded_methods -= count_;
+    count_ = 0;
+  }
+  bool is_all() const {
+    std::lock_guard<std::mutex> lock(loaded_mutex);
+    return loaded_methods == count_;
   }
 
  private:
@@ -466,6 +474,10 @@ int with_meta(uint64_t id, const char* method, Body body) {
   });
 }
 
+int check_threads(int32_t threads) {
+  return threads < 1 || threads > 256 ? fail("threads must be 1 to 256, not " + std::to_string(threads)) : 0;
+}
+
 const bool runtime_ready = [] {
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_log, "mars_executorch.cpp"));
   executorch::runtime::runtime_init();
@@ -575,8 +587,8 @@ int mars_execute(uint64_t id, const char* method, const mars_array* inputs, int3
 
 int mars_set_threads(int32_t threads) {
   return guarded([&] {
-    if (threads < 1 || threads > 256) {
-      return fail("threads must be 1 to 256, not " + std::to_string(threads));
+    if (check_threads(threads)) {
+      return 1;
     }
     std::unique_lock<std::shared_mutex> pool(pool_mutex);
     auto* current = executorch::extension::threadpool::get_threadpool();
@@ -589,6 +601,28 @@ int mars_set_threads(int32_t threads) {
       return fail("the process already runs a model with " + std::to_string(current->get_thread_count()) +
                   " threads; close it before asking for " + std::to_string(threads));
     }
+    return current->_unsafe_reset_threadpool(threads) ? 0 : fail("the thread pool cannot be replaced");
+  });
+}
+
+int mars_prefer_threads(uint64_t id, int32_t threads) {
+  return guarded([&] {
+    auto engine = find(id);
+    if (!engine) {
+      return fail_closed();
+    }
+    if (check_threads(threads)) {
+      return 1;
+    }
+    std::unique_lock<std::shared_mutex> pool(pool_mutex);
+    std::lock_guard<std::mutex> lock(engine->mutex);
+    auto* current = executorch::extension::threadpool::get_threadpool();
+    if (current->get_thread_count() == static_cast<size_t>(threads) || !engine->loaded_count.is_all()) {
+      return 0;
+    }
+    // Its own methods load again at their next call: a delegate keeps a pointer to the pool it was made with.
+    engine->methods.clear();
+    engine->loaded_count.clear();
     return current->_unsafe_reset_threadpool(threads) ? 0 : fail("the thread pool cannot be replaced");
   });
 }

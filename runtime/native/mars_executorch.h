@@ -15,7 +15,7 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-#define MARS_ABI 2
+#define MARS_ABI 3
 #define MARS_MAX_RANK 8
 
 // dtype: the ScalarType numbers of PyTorch (0 uint8, 1 int8, 4 int64, 6 float32, ...).
@@ -90,6 +90,8 @@ int mars_infer(uint64_t engine, const mars_plan* plan, const float* const* sampl
 
 // The thread pool belongs to the process: it can only change while no engine has loaded a method.
 int mars_set_threads(int32_t threads);
+// The same for an engine whose methods may be loaded, where no other engine has loaded one; else nothing changes.
+int mars_prefer_threads(uint64_t engine, int32_t threads);
 int32_t mars_threads(void);
 
 int mars_memory_use(uint64_t engine, mars_memory* use);

@@ -62,7 +62,9 @@ typedef struct {
 const char* mars_model_error(void);
 
 // Verifies the bytes of a .pte (called `name` in messages), reads the manifest and runs its self-test.
-// The bytes may be freed after the call. `threads` 0 leaves the process's pool as it is.
+// The bytes may be freed after the call. `threads` is the size of the process's pool; 0 chooses by the size of the
+// network, from 1 to the number of cores, unless another model uses the pool: it then stays as it is. mars_threads()
+// tells.
 int mars_model_open(const void* data, size_t size_bytes, const char* name, int32_t threads, uint64_t* model);
 int mars_model_close(uint64_t model);
 

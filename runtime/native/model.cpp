@@ -7,6 +7,7 @@
 #include "error.h"
 #include "golden.h"
 #include "mars_executorch.h"
+#include "threads.h"
 
 namespace mars {
 namespace {
@@ -67,6 +68,10 @@ Program::Program(const uint8_t* data, size_t size_bytes, int32_t threads) {
 
 Program::~Program() {
   mars_close(id_);
+}
+
+void Program::prefer_threads(int32_t threads) const {
+  need(mars_prefer_threads(id_, threads));
 }
 
 std::vector<std::string> Program::methods() const {
@@ -131,6 +136,9 @@ Model::Model(const uint8_t* data, size_t size_bytes, const std::string& name, in
       manifest_(read_manifest(program_.manifest_document())),
       combined_shape_(program_.first_input("head")) {
   check_methods();
+  if (threads == 0) {
+    program_.prefer_threads(default_threads(manifest_, usable_cores()));
+  }
   make_plan();
   self_test();
 }

@@ -21,6 +21,8 @@ class Program {
   ~Program();
 
   uint64_t id() const { return id_; }
+  // Where no other model of the process has the thread pool; else it stays as it is.
+  void prefer_threads(int32_t threads) const;
   std::string manifest_document() const;
   std::vector<std::string> methods() const;
   // Throws Error(MARS_BAD_MODEL) where `method` takes or gives anything but float32 tensors of these shapes.

@@ -23,7 +23,8 @@ constexpr char kHelp[] =
     "A file may hold several samples in a row; there is one decision and one JSON line on stdout for each.\n"
     "A modality without a file is missing: it is not encoded.\n"
     "\n"
-    "  --threads N   size of the thread pool; default: one per core\n"
+    "  --threads N   size of the thread pool; default: chosen by the size of the network, from 1 to the number\n"
+    "                of cores\n"
     "  --repeat N    run each decision N times and report the time of the median run; default 1\n"
     "  --memory      add `peak_kib`, the most memory that was ever resident (null where the system does not say)\n"
     "  --manifest    print the model's manifest instead\n"
@@ -261,6 +262,7 @@ mars::Json line_of(const Opened& model, size_t frame, const std::vector<uint8_t>
           {"threshold", decision.threshold},
           {"verdict", decision.verdict},
           {"reason", text_or_null(decision.reason)},
+          {"threads", mars_threads()},
           {"latency_ms", latency(model, answer)}};
 }
 

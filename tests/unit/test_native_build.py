@@ -105,7 +105,7 @@ def test_a_library_of_another_interface_is_a_reason_and_no_crash(folder_of_the_e
     if compiler is None:
         pytest.skip("apt-get install g++")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    assert native.absence() == "the native engine has interface none, this mars-edge needs 2: reinstall it"
+    assert native.absence() == "the native engine has interface none, this mars-edge needs 3: reinstall it"
 
 
 @pytest.mark.parametrize("record", [None, "", "{}", "[]", "not json"])

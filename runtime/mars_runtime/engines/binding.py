@@ -64,12 +64,25 @@ class PythonRunner:
         self._specs: dict[str, MethodSpec] = {}
         if threads is not None:
             self._set_threads(threads)
-        try:
-            self._module = self._binding._load_for_executorch_from_buffer(self._program)
-        except RuntimeError as error:
-            raise ModelFileError(f"the program cannot be loaded: {_first_line(error)}") from error
+        self._module = self._load()
         self._names = tuple(self._module.method_names())
         _count(+1)
+
+    @property
+    def threads(self) -> int:
+        """See `MethodRunner.threads`."""
+        return int(self._binding._threadpool_get_thread_count())
+
+    def prefer_threads(self, threads: int) -> None:
+        """See `MethodRunner.prefer_threads`."""
+        with self._lock:
+            if self.threads == threads or _open_runners > 1:
+                return
+            self._open_module()
+            # Loaded again below: a delegate keeps a pointer to the pool it was made with.
+            self._module = None
+            self._binding._unsafe_reset_threadpool(threads)
+            self._module = self._load()
 
     def methods(self) -> tuple[str, ...]:
         """Every method of the program."""
@@ -111,6 +124,12 @@ class PythonRunner:
             if self._module is not None:
                 self._module = None
                 _count(-1)
+
+    def _load(self) -> Any:
+        try:
+            return self._binding._load_for_executorch_from_buffer(self._program)
+        except RuntimeError as error:
+            raise ModelFileError(f"the program cannot be loaded: {_first_line(error)}") from error
 
     def _open_module(self) -> Any:
         if self._module is None:

@@ -17,6 +17,8 @@ from mars_edge.gates import top_k_gates
 from mars_edge.manifest import Manifest
 from mars_runtime.engines.guards import check_finite, check_request
 from mars_runtime.engines.protocol import ONNX, Inference
+from mars_runtime.engines.threads import default_threads
+from mars_runtime.machine import usable_cores
 
 Float32 = NDArray[np.float32]
 
@@ -39,7 +41,7 @@ class OnnxEngine:
         Args:
             manifest: of the same file.
             model: the serialised model whose digest was checked.
-            threads: of this session's pool; None lets onnxruntime choose.
+            threads: of this session's pool; None chooses as `default_threads` says.
 
         Raises:
             ModelFileError: onnxruntime refuses the model, or its inputs and outputs are others.
@@ -50,8 +52,9 @@ class OnnxEngine:
             raise EngineError(missing)
         runtime = importlib.import_module("onnxruntime")
         self.manifest = manifest
+        self.threads = default_threads(manifest, usable_cores()) if threads is None else threads
         self._errors = _error_types()
-        self._session = self._load(runtime, model, threads)
+        self._session = self._load(runtime, model)
         self._outputs = ["logits", "router_logits", *(f"f_{name}" for name in manifest.names)]
         _check_signature(self._session, manifest, self._outputs)
         self._lock = threading.Lock()
@@ -104,16 +107,15 @@ class OnnxEngine:
                 raise EngineError(f"onnxruntime failed: {str(error).splitlines()[0]}") from error
             return outputs
 
-    def _load(self, runtime: Any, model: bytes, threads: int | None) -> Any:
+    def _load(self, runtime: Any, model: bytes) -> Any:
+        if self.threads < 1:
+            raise EngineError(f"threads must be 1 or more, not {self.threads}")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.inter_op_num_threads = 1
         # A spinning pool takes the cores from the capture threads between two decisions.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            if threads < 1:
-                raise EngineError(f"threads must be 1 or more, not {threads}")
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self.threads
         try:
             return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except self._errors as error:

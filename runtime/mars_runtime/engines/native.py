@@ -22,7 +22,7 @@ from mars_runtime.engines.protocol import NATIVE, MethodSpec, TensorSpec
 
 FOLDER = Path(__file__).parent / "_native"
 _LIBRARY = "libmars_executorch.so"
-_ABI = 2
+_ABI = 3
 _MAX_RANK = 8
 # PyTorch's ScalarType numbers (c10/core/ScalarType.h).
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -107,6 +107,7 @@ _SIGNATURES: dict[str, list[Any]] = {
         ctypes.POINTER(ctypes.c_double),
     ],
     "mars_set_threads": [ctypes.c_int32],
+    "mars_prefer_threads": [ctypes.c_uint64, ctypes.c_int32],
     "mars_threads": [],
     "mars_abi": [],
     "mars_memory_use": [ctypes.c_uint64, ctypes.POINTER(_Memory)],
@@ -213,6 +214,15 @@ class NativeRunner:
                 outputs=tuple(self._tensor(method, True, index) for index in range(outputs.value)),
             )
         return self._specs[method]
+
+    @property
+    def threads(self) -> int:
+        """See `MethodRunner.threads`."""
+        return int(self._library.mars_threads())
+
+    def prefer_threads(self, threads: int) -> None:
+        """See `MethodRunner.prefer_threads`."""
+        self._call("mars_prefer_threads", self._handle, threads)
 
     def execute(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """The outputs of `method`, in fresh arrays; inputs in C order are not copied.

@@ -49,6 +49,11 @@ class OneCallEngine:
         )
         self._stages = (*(f"encode.{name}" for name in manifest.names), "fuse", "experts", "head")
 
+    @property
+    def threads(self) -> int:
+        """See `Engine.threads`."""
+        return self.runner.threads
+
     def infer(self, samples: Mapping[str, Float32], features: Mapping[str, Float32]) -> Inference:
         """See `Engine.infer`."""
         check_request(self.manifest, samples, features)

@@ -18,6 +18,8 @@ from mars_runtime.engines.native import NativeRunner
 from mars_runtime.engines.one_call import OneCallEngine
 from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX, Engine, MethodRunner, MethodSpec, TensorSpec
 from mars_runtime.engines.staged import StagedEngine
+from mars_runtime.engines.threads import default_threads
+from mars_runtime.machine import usable_cores
 from mars_runtime.models import find_model
 
 ENGINES = {"pte": (NATIVE, BINDING), "onnx": (ONNX,)}
@@ -46,7 +48,8 @@ def open_engine(
 
     Args:
         path: a .pte or .onnx file, or the name of a bundled model.
-        threads: for execution; None leaves the choice to the runtime.
+        threads: for execution; None chooses by the manifest's costs, see `threads.default_threads`. The pool of
+            ExecuTorch belongs to the process: a second .pte runs on the threads of the first, whatever its costs.
         engine: one of `ENGINES`; None takes the first that is there.
         self_test: run the manifest's golden input first.
 
@@ -149,6 +152,8 @@ def _open_pte(sealed: Sealed, chosen: str, threads: int | None) -> Engine:
     try:
         manifest = _pte_manifest(runner)
         _check_methods(runner, manifest)
+        if threads is None:
+            runner.prefer_threads(default_threads(manifest, usable_cores()))
     except MarsEdgeError:
         runner.close()
         raise

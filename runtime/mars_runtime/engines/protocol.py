@@ -42,6 +42,11 @@ class Engine(Protocol):
     manifest: Manifest
     name: str
 
+    @property
+    def threads(self) -> int:
+        """How many threads execute a method, the caller's included."""
+        ...
+
     def infer(
         self, samples: Mapping[str, NDArray[np.float32]], features: Mapping[str, NDArray[np.float32]]
     ) -> Inference:
@@ -85,6 +90,19 @@ class MethodRunner(Protocol):
     """Executes the methods of a .pte program; its answers do not alias its memory."""
 
     name: str
+
+    @property
+    def threads(self) -> int:
+        """Size of the process's thread pool."""
+        ...
+
+    def prefer_threads(self, threads: int) -> None:
+        """Gives the process's pool this size, unless another program uses the pool: it then stays as it is.
+
+        Raises:
+            EngineError: not 1 to 256, or closed.
+        """
+        ...
 
     def methods(self) -> tuple[str, ...]:
         """Every method of the program."""

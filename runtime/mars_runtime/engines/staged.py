@@ -30,6 +30,11 @@ class StagedEngine:
         self.runner = runner
         self._absent = {name: np.zeros((1, *shape), np.float32) for name, shape in manifest.feature_shapes.items()}
 
+    @property
+    def threads(self) -> int:
+        """See `Engine.threads`."""
+        return self.runner.threads
+
     def infer(self, samples: Mapping[str, Float32], features: Mapping[str, Float32]) -> Inference:
         """See `Engine.infer`."""
         check_request(self.manifest, samples, features)

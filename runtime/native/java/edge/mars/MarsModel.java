@@ -41,7 +41,7 @@ public final class MarsModel implements AutoCloseable {
 
   private long id;
 
-  /** Verifies the bytes of a .pte, reads its manifest, runs its self-test. */
+  /** Verifies the bytes of a .pte, reads its manifest, runs its self-test; 0 threads: as many as suit the network. */
   public MarsModel(byte[] file, String name, int threads) {
     id = open(file, name, threads);
   }
