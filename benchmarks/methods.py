@@ -1,0 +1,413 @@
+"""Which number of threads and which precision is the faster one, method by method and for the whole decision.
+
+    python benchmarks/methods.py --networks /tmp/networks
+    python benchmarks/methods.py face-fp32.pte face-int8.pte
+
+Axes: R rounds, P processes. Every file runs with every number of threads in a process of its own, as ExecuTorch's pool
+belongs to the process. Files of one model and one format (`artifacts` of two precisions) are measured together: each
+round every process has one turn, in a new order, while the others sleep. A turn is a few decisions with everything
+present, then a few with each modality alone, each after a pause in which pools stop spinning; a method's time is the
+engine's own stage time in those with everything present, the experts' divided by how many ran, and counts with the
+median of the turn. Ratios are medians over rounds with 95 % bootstrap intervals. Where the MACs per decision reach the
+point from which two threads win is interpolated between the models, on a logarithmic scale.
+
+--networks measures random networks of growing size instead: the committed recipes, with larger pictures and with the
+paper's encoders. They are written there unless they are there already, which needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from common import machine_line, note, number, part_parser, ratio_of, shown, today
+from numpy.typing import NDArray
+from subset_cost import Share, macs_of, sample_of
+
+from mars_edge.artifact import verify
+from mars_edge.errors import MarsEdgeError, UsageError
+from mars_edge.manifest import Manifest
+from mars_edge.options import positive
+from mars_runtime.engines import Engine, open_engine, read_manifest
+from mars_runtime.machine import usable_cores
+from mars_runtime.models import find_model
+
+_WARM_UP, _CALLS, _PAUSE_S = 2, 5, 0.005
+Precision = Literal["fp32", "int8"]
+NETWORKS: tuple[tuple[str, int, tuple[Precision, ...]], ...] = (
+    ("face_antispoof_small", 0, ("fp32", "int8")),
+    ("face_antispoof", 0, ("fp32", "int8")),
+    ("face_antispoof", 160, ("fp32", "int8")),
+    ("face_antispoof", 224, ("fp32", "int8")),
+    ("face_antispoof_paper_size", 24, ("fp32",)),
+    ("face_antispoof_paper_size", 32, ("fp32",)),
+    ("face_antispoof_paper_size", 0, ("fp32", "int8")),
+    ("face_antispoof_paper_size", 112, ("fp32",)),
+)
+"""Recipe, side of the pictures (0: the recipe's own) and precisions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """What one process runs.
+
+    Attributes:
+        precision: the artifact's.
+    """
+
+    path: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method, or one kind of decision.
+
+    Attributes:
+        ms: median, by precision and threads.
+        threads: time with so many threads over that with one, by precision and threads.
+        int8: time in int8 over that in fp32, with one thread and with the fastest number of threads of each; empty
+            where the model has one precision.
+    """
+
+    name: str
+    ms: Mapping[str, Mapping[int, float]]
+    threads: Mapping[str, Mapping[int, Share]]
+    int8: Sequence[Share]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The files of one model and format.
+
+    Attributes:
+        macs: of a decision with everything present; None where the manifest states no costs.
+    """
+
+    name: str
+    engine: str
+    macs: int | None
+    lines: Sequence[Line]
+
+    @property
+    def whole(self) -> Line:
+        """Of the decision with everything present."""
+        return next(line for line in self.lines if line.name == WHOLE)
+
+
+WHOLE = "decision, all present"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """From how many MACs per decision on more threads win.
+
+    Attributes:
+        macs: None where one thread wins everywhere, or nowhere, or the models do not agree.
+        below, above: the largest model that is slower and the smallest that is faster with more threads.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+    macs: float | None
+    below: float | None
+    above: float | None
+
+
+def turn(engine: Engine, samples: Mapping[str, NDArray[np.float32]], pause_s: float) -> dict[str, float]:
+    """Milliseconds of every method and decision: medians over a few calls."""
+    for _ in range(_WARM_UP):
+        engine.infer(samples, {})
+    found: dict[str, list[float]] = {}
+    for _ in range(_CALLS):
+        for present in (tuple(samples), *((name,) for name in samples)):
+            given = {name: samples[name] for name in present}
+            time.sleep(pause_s)
+            begin = time.perf_counter()
+            inference = engine.infer(given, {})
+            elapsed_ms = 1e3 * (time.perf_counter() - begin)
+            if len(present) == len(samples):
+                for stage, ms in inference.latency_ms.items():
+                    name, share = _method(stage, engine.manifest)
+                    found.setdefault(name, []).append(ms / share)
+            found.setdefault(decision(present, engine.manifest), []).append(elapsed_ms)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def _method(stage: str, manifest: Manifest) -> tuple[str, int]:
+    """The name of a stage's method, and how often the stage runs it."""
+    if stage == "experts":
+        return "an expert", manifest.active_experts + manifest.shared_expert
+    return {"fuse": "route", "graph": "graph"}.get(stage, stage.replace("encode.", "encode_")), 1
+
+
+def decision(present: Sequence[str], manifest: Manifest) -> str:
+    """How the tables call a decision with `present`."""
+    return WHOLE if len(present) == len(manifest.names) else f"decision, {present[0]} alone"
+
+
+def serve(path: str, threads: int) -> None:
+    """A turn for every line of stdin, as a line of JSON on stdout."""
+    engine = open_engine(path, threads=threads, self_test=False)
+    samples = sample_of(engine.manifest)
+    print(json.dumps(engine.name), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(turn(engine, samples, _PAUSE_S)), flush=True)
+
+
+class Turns:
+    """The processes of one model; each sleeps until it is its turn."""
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        """Starts them all and waits until they have opened their files."""
+        self._running = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--serve", str(p.threads), p.path],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for p in processes
+        ]  # fmt: skip
+        self.engines = [str(self._read(i)) for i in range(len(processes))]
+
+    def take(self, index: int) -> dict[str, float]:
+        """One turn of one of them."""
+        stdin = self._running[index].stdin
+        assert stdin is not None
+        stdin.write("turn\n")
+        stdin.flush()
+        found: dict[str, float] = self._read(index)
+        return found
+
+    def close(self) -> None:
+        """Ends them."""
+        for process in self._running:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+    def _read(self, index: int) -> Any:
+        process = self._running[index]
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise UsageError(f"a process of methods.py ended with exit code {process.wait()}; its words are above")
+        return json.loads(line)
+
+
+def measure(processes: Sequence[Process], rounds: int) -> tuple[str, list[str], NDArray[np.float64]]:
+    """The engine, the names of what was timed, and milliseconds (R, P, names).
+
+    Raises:
+        UsageError: a file cannot be run.
+    """
+    rng = np.random.default_rng(0)
+    turns = Turns(processes)
+    try:
+        # The first turns load methods.
+        names = next(iter([list(turns.take(i)) for i in range(len(processes))]))
+        found = np.zeros((rounds, len(processes), len(names)))
+        for at in range(rounds):
+            for i in rng.permutation(len(processes)).tolist():
+                taken = turns.take(i)
+                found[at, i] = [taken[name] for name in names]
+    finally:
+        turns.close()
+    return turns.engines[0], names, found
+
+
+def line_of(name: str, processes: Sequence[Process], measured: NDArray[np.float64]) -> Line:
+    """The line of one method from its times (R, P)."""
+    at = {(p.precision, p.threads): i for i, p in enumerate(processes)}
+    medians = np.median(measured, axis=0)
+    ms: dict[str, dict[int, float]] = {}
+    for (precision, n), i in at.items():
+        ms.setdefault(precision, {})[n] = float(medians[i])
+    threads = {
+        precision: {n: ratio_of(measured, at[precision, n], at[precision, min(own)]) for n in sorted(own)[1:]}
+        for precision, own in ms.items()
+    }
+    int8 = []
+    if {"fp32", "int8"} <= set(ms):
+        best = {kind: min(ms[kind], key=lambda n: ms[kind][n]) for kind in ("fp32", "int8")}
+        pairs = [(min(ms["int8"]), min(ms["fp32"])), (best["int8"], best["fp32"])]
+        int8 = [ratio_of(measured, at["int8", n], at["fp32", m]) for n, m in pairs]
+    return Line(name=name, ms=ms, threads=threads, int8=int8)
+
+
+def crossings(models: Sequence[Model]) -> list[Crossing]:
+    """By engine, precision and number of threads; models without costs do not count."""
+    points: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    for model in models:
+        for precision, ratios in model.whole.threads.items() if model.macs else ():
+            for threads, ratio in ratios.items():
+                points.setdefault((model.engine, precision, threads), []).append((float(model.macs or 0), ratio.value))
+    return [crossing(*key, sorted(found)) for key, found in points.items()]
+
+
+def crossing(engine: str, precision: str, threads: int, points: Sequence[tuple[float, float]]) -> Crossing:
+    """Where the ratios of `points` (MACs, ratio), in order of MACs, pass 1."""
+    slower = [macs for macs, ratio in points if ratio >= 1.0]
+    faster = [macs for macs, ratio in points if ratio < 1.0]
+    below, above = max(slower, default=None), min(faster, default=None)
+    macs = None
+    if below is not None and above is not None and below < above:
+        ratio = dict(points)
+        share = math.log(ratio[below]) / (math.log(ratio[below]) - math.log(ratio[above]))
+        macs = below * (above / below) ** share
+    return Crossing(engine=engine, precision=precision, threads=threads, macs=macs, below=below, above=above)
+
+
+def grouped(paths: Sequence[str], counts: Sequence[int]) -> list[tuple[str, Manifest, list[Process]]]:
+    """Files of one model and format together, with every number of threads each.
+
+    Raises:
+        MarsEdgeError: a file is not there, damaged, or cannot be run.
+    """
+    groups: dict[tuple[Any, ...], tuple[str, Manifest, list[Process]]] = {}
+    for path in paths:
+        sealed = verify(find_model(path))
+        manifest = read_manifest(sealed)
+        shapes = tuple((m.name, m.shape) for m in manifest.modalities)
+        sizes = (manifest.experts, manifest.active_experts, manifest.z_shape, tuple(manifest.feature_shapes.items()))
+        title = f"{manifest.name}, {'x'.join(map(str, manifest.modalities[0].shape))}"
+        _, _, processes = groups.setdefault((manifest.name, sealed.format, shapes, sizes), (title, manifest, []))
+        if any(p.precision == manifest.precision for p in processes):
+            raise UsageError(f"{path} is a second {manifest.precision} file of one model and format; give one of each")
+        processes += [Process(path=str(path), precision=manifest.precision, threads=n) for n in counts]
+    return list(groups.values())
+
+
+def write_networks(folder: Path) -> list[str]:
+    """The files of `NETWORKS`, in order of their size; those that are there are kept."""
+    found: list[str] = []
+    for recipe, side, precisions in NETWORKS:
+        own = folder / (f"{recipe}-{side}" if side else recipe)
+        for precision in precisions:
+            paths = [own / f"ours-{precision}{suffix}" for suffix in (".pte", ".onnx")]
+            if not all(path.exists() for path in paths):
+                note(f"  writing {own.name}, {precision}")
+                _write(recipe, side, own, precision)
+            found += map(str, paths)
+    return found
+
+
+def _write(recipe: str, side: int, folder: Path, precision: Precision) -> None:
+    # They need PyTorch, which measuring does not.
+    import networks
+
+    from mars_training.data.load import describe
+    from mars_training.recipe import DataRecipe, load_recipe
+
+    chosen = load_recipe(networks.RECIPES / f"{recipe}.toml")
+    data = DataRecipe(reader="rig", train=64, validation=16, test=16, size=side or chosen.data.size)
+    folder.mkdir(parents=True, exist_ok=True)
+    network = networks.random_network(replace(chosen, data=data), describe(data))
+    networks.write_ours(network, folder, [precision])
+
+
+def as_markdown(models: Sequence[Model]) -> str:
+    """A table per model, what stands out in it, and where more threads begin to win."""
+    parts = ["\n".join([*_table(model), "", *_verdicts(model)]) for model in models]
+    return "\n\n".join([*parts, "\n".join(map(_crossing_line, crossings(models)))])
+
+
+def _table(model: Model) -> list[str]:
+    macs = "costs unknown" if model.macs is None else f"{model.macs / 1e6:.1f} MMAC"
+    head = [f"{model.name}, {model.engine}, {macs}"]
+    for precision, ms in model.whole.ms.items():
+        first, *more = sorted(ms)
+        head += [f"{precision}, {_counted(first)}, ms", *(f"{_counted(n)} of that" for n in more)]
+    both = bool(model.whole.int8)
+    head += [f"int8 of fp32, {_counted(min(model.whole.ms['fp32']))}", "each at its best"] if both else []
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for line in model.lines:
+        cells = [line.name]
+        for precision, ms in line.ms.items():
+            cells += [number(ms[min(ms)]), *(shown(ratio) for ratio in line.threads[precision].values())]
+        cells += map(shown, line.int8)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _counted(threads: int) -> str:
+    return f"{threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def _verdicts(model: Model) -> list[str]:
+    """Only what intervals leave no doubt about."""
+    faster = [line.name for line in model.lines if line.int8 and line.int8[0].low > 1.0]
+    gains = [
+        f"{line.name} ({precision}, {n})"
+        for line in model.lines
+        for precision, ratios in line.threads.items()
+        for n, ratio in ratios.items()
+        if ratio.high < 1.0
+    ]
+    told = [f"Faster in fp32: {'; '.join(faster) or 'nothing'}."] if model.whole.int8 else []
+    return [*told, f"Faster with more threads: {'; '.join(gains) or 'nothing'}."]
+
+
+def _crossing_line(found: Crossing) -> str:
+    start = f"{found.engine}, {found.precision}, {_counted(found.threads)}: "
+    if found.macs is not None:
+        return f"{start}faster from about {found.macs / 1e6:.0f} MMAC per decision on."
+    if found.above is None or found.below is None:
+        what = "slower" if found.above is None else "faster"
+        return f"{start}{what} for every model here."
+    return (
+        f"{start}no one point; slower up to {found.below / 1e6:.0f} MMAC, faster from {found.above / 1e6:.0f} MMAC on."
+    )
+
+
+def main() -> int:
+    """Print the tables and where they were measured."""
+    parser = part_parser("methods.py", __doc__, rounds=30)
+    cores = sorted({1, 2, usable_cores()} if usable_cores() > 1 else {1})
+    add = parser.add_argument
+    add("artifact", nargs="*", metavar="FILE", help=".pte and .onnx files, or bundled models' names")
+    add("--networks", type=Path, metavar="DIR", help="measure random networks of growing size, kept in this folder")
+    add(
+        "--threads", type=positive(int, most=256), action="append", metavar="N", help="repeatable; default: 1, 2, cores"
+    )
+    add("--serve", type=positive(int, most=256), metavar="N", help=argparse.SUPPRESS)
+    try:
+        options = parser.parse_args()
+        if options.serve:
+            serve(options.artifact[0], options.serve)
+            return 0
+        paths = write_networks(options.networks) if options.networks else options.artifact
+        if not paths:
+            raise UsageError("nothing to measure; give a FILE or --networks DIR")
+        models = [_measured(*group, options.rounds) for group in grouped(paths, sorted(set(options.threads or cores)))]
+    except MarsEdgeError as error:
+        print(f"methods: {error}", file=sys.stderr)
+        return error.exit_code
+    if options.json:
+        print(json.dumps({"models": [asdict(m) for m in models], "crossings": [asdict(c) for c in crossings(models)]}))
+        return 0
+    print(as_markdown(models))
+    print(f"\n{options.rounds} rounds, {today()}, {machine_line()}")
+    return 0
+
+
+def _measured(title: str, manifest: Manifest, processes: Sequence[Process], rounds: int) -> Model:
+    note(f"  {title}: {len(processes)} processes")
+    engine, names, found = measure(processes, rounds)
+    lines = [line_of(name, processes, found[:, :, i]) for i, name in enumerate(names)]
+    return Model(name=title, engine=engine, macs=macs_of(manifest, manifest.names), lines=lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
