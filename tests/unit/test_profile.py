@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,10 +117,16 @@ def test_a_clock_that_runs_five_percent_fast_is_not_believed() -> None:
         check_timer(clock=lambda: 1.05 * time.perf_counter())
 
 
-def test_every_turn_of_a_round_is_made_once_and_every_place_comes_first() -> None:
-    rounds = [order_of(index, 5) for index in range(10)]
+def test_every_turn_of_a_round_is_made_once_and_none_follows_another_more_often_than_the_rest() -> None:
+    rounds = [order_of(index, 5) for index in range(2000)]
     assert all(sorted(turns) == list(range(5)) for turns in rounds)
-    assert {turns[0] for turns in rounds} == set(range(5))
+    follows = np.zeros((5, 5))
+    for turns in rounds:
+        for before, after in itertools.pairwise(turns):
+            follows[before, after] += 1
+    # Four of twenty pairs per round: 400 of each, give or take five standard deviations.
+    assert np.abs(follows[~np.eye(5, dtype=bool)] - 400).max() < 90
+    assert order_of(7, 5) == order_of(7, 5)
 
 
 def test_rounds_go_on_until_both_runs_and_seconds_are_reached() -> None:
@@ -455,6 +462,21 @@ def test_a_profile_is_written_compared_and_held_to_objectives(
     out = capsys.readouterr().out
     assert "against base.json" in out
     assert "objective MISSED: p50<=0.001us" in out
+
+
+def test_an_int8_file_is_measured_beside_its_float32_twin_unless_told_not_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "with.json"
+    asked = ["--no-processes", "--processes", "3", "--subsets", "audio+image", "--json", str(path)]
+    assert run(*asked, model="spoken_digits.pte") == 0
+    beside = json.loads(path.read_text())["beside"]
+    assert (beside["artifact"]["file"], beside["artifact"]["precision"]) == ("spoken_digits.fp32.pte", "fp32")
+    assert [one["verdict"] in ("faster", "slower", "no difference") for one in beside["ratios"]] == [True]
+    assert "beside spoken_digits.fp32.pte (fp32), in turn" in capsys.readouterr().out
+    assert run(*asked, "--no-beside", model="spoken_digits.pte") == 0
+    assert json.loads(path.read_text())["beside"] is None
+    assert "which precision is faster here is not known" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unlike_base_is_refused_before_anything_is_measured_and_forced_with_a_mark(

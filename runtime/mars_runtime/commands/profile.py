@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mars_edge.files import require_place, write_whole
 from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser, positive, say
 from mars_runtime.commands.options import MOST_THREADS, files_from
-from mars_runtime.engines import Engine, open_engine
+from mars_runtime.engines import open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
 from mars_runtime.profiling import comparison, device, objectives, operators, picture, probe, report
@@ -28,6 +28,7 @@ from mars_runtime.profiling.rows import Series, row_of, sustained, together
 from mars_runtime.profiling.schedule import MODES, Schedule, schedule_of
 from mars_runtime.profiling.statistics import paired_ratio, quantile
 from mars_runtime.profiling.timer import check_timer
+from mars_runtime.twins import twin_of
 
 _EXAMPLE = "example: mars-edge profile --model face_antispoof.pte --mode quick --md profile.md"
 _SUFFIXES = {"--json": (".json",), "--md": (".md",), "--picture": (".svg", ".png")}
@@ -49,21 +50,21 @@ def main(argv: Sequence[str]) -> int:
     )
     _require_places(options)
     timer = check_timer()
-    with _Engines(options) as engines:
-        manifests = [engine.manifest for engine in engines]
-        wanted = _subsets(options.subsets, manifests[0])
-        labels = tuple(subsets.label(subset, manifests[0].names) for subset in wanted)
-        wished = objectives.parse(options.slo, labels) if options.slo is not None else []
-        inputs = _inputs(options, rest, manifests[0])
-        made = _begin(options, schedule, engines, inputs, labels)
+    candidates = _candidates(options)
+    manifest = candidates[0].manifest
+    wanted = _subsets(options.subsets, manifest)
+    labels = tuple(subsets.label(subset, manifest.names) for subset in wanted)
+    wished = objectives.parse(options.slo, labels) if options.slo is not None else []
+    inputs = _inputs(options, rest, manifest)
+    made = _begin(options, schedule, candidates, inputs, labels)
     made["timer"] = asdict(timer)
     base = _base(options, made)
     try:
-        measured = _measure(options, schedule, inputs, wanted)
-        _add_rows(made, measured, manifests, labels)
-        _add_processes(made, options, inputs)
+        measured = _measure(options, schedule, candidates, inputs, wanted)
+        _add_rows(made, measured, [one.manifest for one in candidates], labels)
+        _add_processes(made, options, candidates[0].opening, inputs)
         made["operators"] = _operators(options) if options.ops else None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         # Half a run says nothing about the other half.
         say("profile: interrupted; nothing is written", options)
         raise
@@ -74,32 +75,48 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(one["met"] for one in made["objectives"]) else 5
 
 
-class _Engines:
-    """The engine of --model, and that of --beside if there is one; closed together."""
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """One artifact that is measured.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._opened: list[Engine] = []
+    Attributes:
+        engine: name of the engine that runs it here.
+    """
 
-    def __enter__(self) -> list[Engine]:
-        files = [self._options.model, *([self._options.beside] if self._options.beside else [])]
-        try:
-            for file in files:
-                engine = self._options.engine if file == self._options.model else None
-                self._opened.append(open_engine(file, threads=self._options.threads, engine=engine))
-            _need_alike(self._opened)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self._opened
+    opening: Opening
+    manifest: Manifest
+    engine: str
 
-    def __exit__(self, *_: object) -> None:
-        for engine in self._opened:
-            engine.close()
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.opening.model)
 
 
-def _need_alike(engines: Sequence[Engine]) -> None:
-    first, *others = (engine.manifest for engine in engines)
+def _candidates(options: argparse.Namespace) -> list[_Candidate]:
+    """The artifact of --model; then that of --beside, or its own float32 twin where there is one."""
+    first = _candidate(options, find_model(options.model), options.engine)
+    beside = find_model(options.beside) if options.beside is not None else None
+    if beside is None and not options.no_beside:
+        beside = twin_of(first.path, first.manifest)
+    if beside is None:
+        return [first]
+    engine = options.engine if beside.suffix == first.path.suffix else None
+    found = [first, _candidate(options, beside, engine)]
+    _need_alike([one.manifest for one in found])
+    return found
+
+
+def _candidate(options: argparse.Namespace, path: Path, engine: str | None) -> _Candidate:
+    """Opened once, with its self-test, and closed again: every measurement opens it in a process of its own."""
+    opened = open_engine(path, threads=options.threads, engine=engine)
+    opened.close()
+    opening = Opening(model=str(path), threads=options.threads, engine=engine)
+    return _Candidate(opening=opening, manifest=opened.manifest, engine=opened.name)
+
+
+def _need_alike(manifests: Sequence[Manifest]) -> None:
+    first, *others = manifests
     for other in others:
         if other.modalities != first.modalities:
             raise UsageError(
@@ -125,19 +142,19 @@ def _inputs(options: argparse.Namespace, rest: Sequence[str], manifest: Manifest
 def _begin(
     options: argparse.Namespace,
     schedule: Schedule,
-    engines: Sequence[Engine],
+    candidates: Sequence[_Candidate],
     inputs: Mapping[str, Input],
     labels: Sequence[str],
 ) -> dict[str, Any]:
     """All of the report that is known before anything is measured, so that an unlike comparison costs no time."""
-    manifest = engines[0].manifest
     versions = {status.name: status.detail for status in engine_status()}
+    first, *others = candidates
     beside: dict[str, Any] | None = None
-    if len(engines) > 1:
-        beside = {"engine": engines[1].name, "artifact": _artifact(options.beside, engines[1].manifest)}
+    if others:
+        beside = {"engine": others[0].engine, "artifact": _artifact(others[0])}
     return {
         **report.head(),
-        "artifact": _artifact(options.model, manifest),
+        "artifact": _artifact(first),
         "device": asdict(device.describe()),
         "settings": {
             "mode": schedule.mode,
@@ -149,19 +166,18 @@ def _begin(
             "threads": options.threads,
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
             "pause_ms": options.pause_ms,
-            "engine": engines[0].name,
-            "engine_version": versions.get(engines[0].name),
+            "engine": first.engine,
+            "engine_version": versions.get(first.engine),
             "subsets": list(labels),
             "inputs": {name: f"{given.description}, {given.digest}" for name, given in inputs.items()},
-            "beside": None if beside is None else beside["artifact"]["sha256"],
+            "beside": beside["artifact"]["sha256"] if beside else None,
         },
         "beside": beside,
     }
 
 
-def _artifact(model: str, manifest: Manifest) -> dict[str, Any]:
-    path = find_model(model)
-    return report.artifact(path.name, path.read_bytes(), manifest)
+def _artifact(candidate: _Candidate) -> dict[str, Any]:
+    return report.artifact(candidate.path.name, candidate.path.read_bytes(), candidate.manifest)
 
 
 def _base(options: argparse.Namespace, made: Mapping[str, Any]) -> comparison.Report | None:
@@ -182,14 +198,12 @@ def _need_like(base: comparison.Report, made: Mapping[str, Any], options: argpar
 def _measure(
     options: argparse.Namespace,
     schedule: Schedule,
+    candidates: Sequence[_Candidate],
     inputs: Mapping[str, Input],
     wanted: Sequence[Sequence[str]],
 ) -> Repeated:
-    openings = [_opening(options, options.model)]
-    if options.beside is not None:
-        openings.append(Opening(model=str(find_model(options.beside)), threads=options.threads, engine=None))
     plan = Plan(
-        openings=openings,
+        openings=[one.opening for one in candidates],
         inputs=inputs,
         subsets=wanted,
         schedule=schedule.of_each(),
@@ -197,10 +211,6 @@ def _measure(
     )
     with _Bar(options) as bar:
         return repeat(plan, schedule.processes, progress=bar)
-
-
-def _opening(options: argparse.Namespace, model: str) -> Opening:
-    return Opening(model=str(find_model(model)), threads=options.threads, engine=options.engine)
 
 
 class _Bar:
@@ -269,13 +279,14 @@ def _operators(options: argparse.Namespace) -> dict[str, Any]:
     return operators.describe(find_model(options.model), options.engine, threads=options.threads)
 
 
-def _add_processes(made: dict[str, Any], options: argparse.Namespace, inputs: Mapping[str, Input]) -> None:
+def _add_processes(
+    made: dict[str, Any], options: argparse.Namespace, opening: Opening, inputs: Mapping[str, Input]
+) -> None:
     """Start-up and memory, in processes of their own, one after the other."""
     made["load"] = made["memory"] = None
     if options.no_processes:
         return
     say("profile: start-up and memory, in processes of their own", options)
-    opening = _opening(options, options.model)
     few = {name: single(given.modality, given.frames[0].data) for name, given in inputs.items()}
     made["load"] = probe.load_times(opening, few)
     made["memory"] = probe.memory_use(opening, few)
@@ -343,7 +354,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
     add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
     add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256")
-    add("--beside", metavar="FILE", help="another artifact of the same inputs, e.g. its fp32 twin, measured in turn")
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument(
+        "--beside", metavar="FILE", help="another artifact of the same inputs, measured in turn; default: its fp32 twin"
+    )
+    beside.add_argument("--no-beside", action="store_true", help="measure the one artifact alone")
     add("--mode", choices=MODES, default="standard", help="quick: 50 rounds; standard: 1024, 60 s; sustained: minutes")
     add("--warmup", type=positive(int, zero=True, most=10_000), default=3, metavar="N", help="rounds first (default 3)")
     add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")

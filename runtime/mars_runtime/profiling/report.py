@@ -32,6 +32,7 @@ def artifact(file: str, data: bytes, manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "target": manifest.target,
         "weight_bytes": sum(cost.weight_bytes for cost in manifest.costs.values()) if manifest.costs else None,
+        "parameters": manifest.parameters,
         "macs": None if whole is None else whole.macs,
         "delegate_share": _delegate_shares(manifest),
         "experts": manifest.experts,
@@ -138,10 +139,11 @@ def _identity(report: Mapping[str, Any]) -> list[str]:
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     about, device, settings, timer = (report[key] for key in ("artifact", "device", "settings", "timer"))
     rounds = report["rows"][-1]["stages"]["total"]["n"]
-    size, macs = amount(about["bytes"], "B"), amount(about["macs"])
+    size, macs, weights = amount(about["bytes"], "B"), amount(about["macs"]), amount(about["parameters"])
     threads, pace = settings["threads"] or "its own choice", _pace(settings["pause_ms"])
     return [
-        ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, {macs} MACs"),
+        ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, "
+                     f"{weights} parameters, {macs} MACs"),
         ("delegate", _delegated(about["delegate_share"])),
         ("device", _device(device)),
         ("engine", f"{settings['engine']} ({settings['engine_version']}), threads {threads}"),
@@ -187,7 +189,10 @@ def _beside_lines(report: Mapping[str, Any]) -> list[str]:
             return []
         return [
             "",
-            *sentence("No other precision was measured beside it (--beside FILE): which is faster here is not known."),
+            *sentence(
+                "No float32 twin lies beside it (NAME.fp32.SUFFIX of the same run; or --beside FILE): "
+                "which precision is faster here is not known."
+            ),
         ]
     about = beside["artifact"]
     cells = [
