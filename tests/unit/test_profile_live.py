@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mars_edge.errors import UsageError
+from mars_edge.manifest import Policy
 from mars_edge.modality import Modality
 from mars_runtime.engines import Inference, open_engine
 from mars_runtime.models import find_model
@@ -148,9 +149,17 @@ def test_processor_time_holds_that_of_every_decision_and_a_loop_too_slow_is_late
 
 def test_new_samples_are_those_that_decisions_were_given() -> None:
     settings = replace(SETTINGS, rate_hz=50.0)
-    found = streamed(FakeEngine(MODEL), sensors(10.0, *MODEL.names), settings, wait_s=0.12, warmup=1, seconds=1.0)
+    found = streamed(FakeEngine(MODEL), sensors(10.0, *MODEL.names), settings, wait_s=0.12, warmup=30, seconds=1.0)
     # Three sensors at 10 Hz; one sample of each may lie there at the begin and at the end.
     assert abs(found.new_samples - 30.0 * found.wall_s) <= 6.0
+
+
+def test_the_loops_are_those_of_run_and_the_look_of_samples_masks_no_sensor() -> None:
+    engine = FakeEngine(manifest(policy=Policy(masking_faults=("dark",))))
+    found = {loop: live._settings(engine, 25.0, newest) for loop, newest in live.LOOPS.items()}
+    policy = Policy(masking_faults=())
+    assert found["fixed_rate"] == Settings(policy=policy, rate_hz=25.0)
+    assert found["newest_sample"] == Settings(policy=policy, newest=True)
 
 
 def streams(age_ms: float, **changes: Any) -> Streamed:
