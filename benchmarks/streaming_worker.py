@@ -3,11 +3,13 @@
     python benchmarks/streaming_worker.py ours face_antispoof.pte --seconds 5
     python benchmarks/streaming_worker.py plain dense.onnx --seconds 5
 
-The cameras are threads that hand out pictures of 640 x 480 rendered in advance; each is out of phase with the others
-by --phases. "ours" is `mars_runtime.open` at a fixed rate or, with --newest, on the newest sample. "plain" is what one
-would write without it: a thread per camera, the newest frame of each when the first camera has a new one, cv2 to make
-it small, one dense graph in onnxruntime. "gstreamer" is the same with GStreamer between cameras and decision: appsrc,
-a leaky queue, appsink. Only ours looks at the health of the sensors.
+The cameras are threads that hand out pictures of 640 x 480 rendered in advance, each from its own moment on (--phases)
+and at its own rate (--rates). "ours" is `mars_runtime.open` at a fixed rate or, with --pace newest, on the newest
+sample, at most 30 times a second. "plain" is what one would write without it: a thread per camera, the newest frame of
+each when the first camera has a new one or, with --pace fixed, 30 times a second, cv2 to make it small, one dense graph
+in onnxruntime. "gstreamer" is the same with GStreamer between cameras and decision: appsrc, a leaky queue, appsink.
+Only ours looks at the health of the sensors. The age of a decision is from the moment at which its oldest picture was
+due at its camera to the decision in the hands of this script.
 """
 
 from __future__ import annotations
@@ -41,17 +43,23 @@ _WARM_UP_S = 1.5
 _SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
 _GST_FORMATS = {"rgb": "RGB", "depth": "GRAY16_LE", "ir": "GRAY8"}
 
-Frames = Mapping[str, Sequence[NDArray[Any]]]
-# When the newest decision was made, and when the oldest of its samples was received.
-Decided = Iterator[tuple[float, float]]
+# Of every decision when it was there, and the number of the frame that it used of each camera.
+Decided = Iterator[tuple[float, Mapping[str, int]]]
 
 
 class Camera:
-    """A driver that hands out a picture every 1 / 30 s from `begin_s` on; one that is not read in time is dropped."""
+    """A driver that hands out `rate_hz` pictures a second from `begin_s` on; one that is not read in time is dropped.
 
-    def __init__(self, name: str, frames: Sequence[NDArray[Any]], begin_s: float) -> None:
+    It says that its rate is `RATE_HZ`, as a camera does whose clock is a little off.
+    """
+
+    def __init__(self, name: str, frames: Sequence[NDArray[Any]], begin_s: float, rate_hz: float = RATE_HZ) -> None:
         self.traits = Traits(description=f"pre-rendered {name}", rate_hz=RATE_HZ, raw=True)
-        self._frames, self._begin_s, self._next = frames, begin_s, 0
+        self._frames, self._begin_s, self._rate_hz, self._next = frames, begin_s, rate_hz, 0
+
+    def due_s(self, sequence: int) -> float:
+        """When the frame of that number was there to be read."""
+        return self._begin_s + (sequence - 1) / self._rate_hz
 
     def open(self) -> None:
         """Its schedule is fixed; nothing to begin."""
@@ -59,8 +67,8 @@ class Camera:
     def read(self, timeout_s: float) -> Frame | None:
         """The next picture when it is due."""
         now_s = time.monotonic()
-        self._next = max(self._next, int((now_s - self._begin_s) * RATE_HZ))
-        ahead_s = self._begin_s + self._next / RATE_HZ - now_s
+        self._next = max(self._next, int((now_s - self._begin_s) * self._rate_hz))
+        ahead_s = self.due_s(self._next + 1) - now_s
         if ahead_s > timeout_s:
             time.sleep(timeout_s)
             return None
@@ -83,52 +91,62 @@ def rendered() -> dict[str, list[NDArray[Any]]]:
     }
 
 
-def ours(model: str, cameras: Mapping[str, Camera], *, newest: bool, stack: ExitStack) -> Decided:
+def ours(model: str, cameras: Mapping[str, Camera], pace: str, *, stack: ExitStack) -> Decided:
     """`mars_runtime.open`."""
     stream = stack.enter_context(
-        mars_runtime.open(model, dict(cameras), rate_hz=RATE_HZ, newest=newest, unsafe=True, threads=1)
+        mars_runtime.open(model, dict(cameras), rate_hz=RATE_HZ, newest=pace == "newest", unsafe=True, threads=1)
     )
     for decision in stream:
-        # A sensor without a sample yet is not part of the decision.
+        now_s = time.monotonic()
+        # A sensor that is masked is not part of the decision: it is missing from the numbers, and counted as such.
         used = [n for n, summary in decision.modalities.items() if summary.status != "missing"]
-        stamps = [sample.at_s for n in used if (sample := stream.latest(n)) is not None]
-        if stamps:
-            yield time.monotonic(), min(stamps)
+        samples = {n: sample for n in used if (sample := stream.latest(n)) is not None}
+        if samples:
+            yield now_s, {n: _numbered(sample.frame) for n, sample in samples.items()}
+
+
+def _numbered(frame: Frame) -> int:
+    assert frame.sequence is not None, "these cameras number their frames"
+    return frame.sequence
 
 
 class Newest:
-    """The newest frame of every camera, and when it was received."""
+    """The newest frame of every camera, taken when the first camera has a new one or at a fixed rate."""
 
-    def __init__(self, first: str) -> None:
-        self._first = first
-        self._held: dict[str, tuple[float, NDArray[Any]]] = {}
+    def __init__(self, first: str, pace: str) -> None:
+        self._first, self._pace = first, pace
+        self._due_s = time.monotonic()
+        self._held: dict[str, Frame] = {}
         self._changed = threading.Condition()
         self._fresh = False
 
-    def put(self, name: str, frame: NDArray[Any]) -> None:
+    def put(self, name: str, frame: Frame) -> None:
         """Called by the camera's thread."""
         with self._changed:
-            self._held[name] = (time.monotonic(), frame)
+            self._held[name] = frame
             if name == self._first:
                 self._fresh = True
                 self._changed.notify()
 
-    def take(self) -> dict[str, tuple[float, NDArray[Any]]]:
-        """All frames there are, once the first camera has a new one."""
+    def take(self) -> dict[str, Frame]:
+        """All frames there are, once it is time; at a fixed rate a period that has passed is left out."""
+        if self._pace == "fixed":
+            self._due_s += (1 + max(0, int((time.monotonic() - self._due_s) * RATE_HZ))) / RATE_HZ
+            time.sleep(max(0.0, self._due_s - time.monotonic()))
         with self._changed:
-            self._changed.wait_for(lambda: self._fresh)
+            self._changed.wait_for(lambda: self._fresh if self._pace == "first" else bool(self._held))
             self._fresh = False
             return dict(self._held)
 
 
-def plain(model: str, cameras: Mapping[str, Camera], *, stack: ExitStack) -> Decided:
+def plain(model: str, cameras: Mapping[str, Camera], pace: str, *, stack: ExitStack) -> Decided:
     """A thread per camera, the newest frames, cv2, onnxruntime."""
-    newest, ended = Newest(next(iter(cameras))), threading.Event()
+    newest, ended = Newest(next(iter(cameras)), pace), threading.Event()
 
     def capture(name: str, camera: Camera) -> None:
         while not ended.is_set():
             if (frame := camera.read(0.1)) is not None:
-                newest.put(name, frame.data)
+                newest.put(name, frame)
 
     threads = [threading.Thread(target=capture, args=pair) for pair in cameras.items()]
     stack.callback(lambda: [thread.join() for thread in threads])
@@ -138,7 +156,7 @@ def plain(model: str, cameras: Mapping[str, Camera], *, stack: ExitStack) -> Dec
     yield from _decided(model, newest.take)
 
 
-def _decided(model: str, take: Callable[[], Mapping[str, tuple[float, NDArray[Any]]]]) -> Decided:
+def _decided(model: str, take: Callable[[], Mapping[str, Frame]]) -> Decided:
     """Decides on what `take` gives."""
     import onnxruntime
 
@@ -149,14 +167,14 @@ def _decided(model: str, take: Callable[[], Mapping[str, tuple[float, NDArray[An
         frames = take()
         present = np.array([[m.name in frames for m in modalities()]])
         tensors = {
-            f"x_{m.name}": small(frames[m.name][1], m.size, m.range)
+            f"x_{m.name}": small(frames[m.name].data, m.size, m.range)
             if m.name in frames
             else np.zeros((1, *m.shape), np.float32)
             for m in modalities()
         }
         logits = session.run(None, {"present": present, **tensors})[0]
         assert np.isfinite(logits).all()
-        yield time.monotonic(), min(stamp for stamp, _ in frames.values())
+        yield time.monotonic(), {name: _numbered(frame) for name, frame in frames.items()}
 
 
 def small(picture: NDArray[Any], size: tuple[int, int], limits: tuple[float, float]) -> NDArray[np.float32]:
@@ -168,7 +186,7 @@ def small(picture: NDArray[Any], size: tuple[int, int], limits: tuple[float, flo
     return np.ascontiguousarray(planes[None], np.float32)
 
 
-def gstreamer(model: str, cameras: Mapping[str, Camera], *, stack: ExitStack) -> Decided:
+def gstreamer(model: str, cameras: Mapping[str, Camera], pace: str, *, stack: ExitStack) -> Decided:
     """Frames go through GStreamer's threads and queues; its appsink holds the newest of each camera.
 
     Raises:
@@ -200,7 +218,7 @@ def gstreamer(model: str, cameras: Mapping[str, Camera], *, stack: ExitStack) ->
         while not ended.is_set():
             if (frame := camera.read(0.1)) is not None:
                 buffer = Gst.Buffer.new_wrapped(frame.data.tobytes())
-                buffer.offset = time.monotonic_ns()
+                buffer.offset = _numbered(frame)
                 source.emit("push-buffer", buffer)
 
     threads = [threading.Thread(target=push, args=pair) for pair in cameras.items()]
@@ -212,12 +230,12 @@ def gstreamer(model: str, cameras: Mapping[str, Camera], *, stack: ExitStack) ->
     yield from _decided(model, _puller(pipeline, list(cameras), Gst))
 
 
-def _puller(pipeline: Any, names: Sequence[str], gst: Any) -> Callable[[], Mapping[str, tuple[float, NDArray[Any]]]]:
+def _puller(pipeline: Any, names: Sequence[str], gst: Any) -> Callable[[], Mapping[str, Frame]]:
     sinks = {name: pipeline.get_by_name(f"out_{name}") for name in names}
-    held: dict[str, tuple[float, NDArray[Any]]] = {}
+    held: dict[str, Frame] = {}
     kinds = {m.name: (np.dtype(m.dtype), m.channels) for m in modalities()}
 
-    def take() -> Mapping[str, tuple[float, NDArray[Any]]]:
+    def take() -> Mapping[str, Frame]:
         for position, (name, sink) in enumerate(sinks.items()):
             # The first camera sets the pace; of the others whatever is there.
             sample = sink.emit("try-pull-sample", gst.SECOND if position == 0 else 0)
@@ -225,39 +243,61 @@ def _puller(pipeline: Any, names: Sequence[str], gst: Any) -> Callable[[], Mappi
                 buffer = sample.get_buffer()
                 dtype, channels = kinds[name]
                 shape = (_SIZE[1], _SIZE[0], channels) if channels > 1 else (_SIZE[1], _SIZE[0])
-                data = buffer.extract_dup(0, buffer.get_size())
-                held[name] = (buffer.offset / 1e9, np.frombuffer(data, dtype).reshape(shape))
+                data = np.frombuffer(buffer.extract_dup(0, buffer.get_size()), dtype).reshape(shape)
+                held[name] = Frame(data=data, sequence=buffer.offset)
         return held
 
     return take
 
 
-def measure(who: str, model: str, *, newest: bool, phases_ms: Sequence[float], seconds: float) -> dict[str, float]:
-    """Ages, processor load and rate of `seconds` after a warm-up."""
-    frames = rendered()
+CONTESTANTS = {"ours": ours, "plain": plain, "gstreamer": gstreamer}
+# The first is the default.
+PACES = {"ours": ("fixed", "newest"), "plain": ("first", "fixed"), "gstreamer": ("first",)}
+
+
+def measure(
+    who: str, model: str, *, pace: str, phases_ms: Sequence[float], rates_hz: Sequence[float], seconds: float
+) -> dict[str, float]:
+    """Ages, processor load, rate and share of decisions on all cameras, of `seconds` after a warm-up.
+
+    Raises:
+        UsageError: `who` knows no such pace.
+    """
+    if pace not in PACES[who]:
+        raise UsageError(f"--pace {pace}: {who} has {' or '.join(PACES[who])}")
+    # OpenCV's own pool would be a second thread for everyone's pictures.
+    cv2.setNumThreads(1)
+    pictures_of = rendered()
     begin_s = time.monotonic() + 0.2
     cameras = {
-        name: Camera(name, pictures, begin_s + phase / 1e3)
-        for (name, pictures), phase in zip(frames.items(), phases_ms, strict=True)
+        name: Camera(name, pictures, begin_s + phase_ms / 1e3, rate_hz)
+        for (name, pictures), phase_ms, rate_hz in zip(pictures_of.items(), phases_ms, rates_hz, strict=True)
     }
-    ages: list[float] = []
-    began: tuple[float, float] | None = None
+    decided: list[tuple[float, Mapping[str, int]]] = []
+    cpu_s = 0.0
     with ExitStack() as stack:
-        decided = {"plain": plain, "gstreamer": gstreamer}.get(who)
-        found = decided(model, cameras, stack=stack) if decided else ours(model, cameras, newest=newest, stack=stack)
-        for now_s, oldest_s in found:
-            if began is None:
-                began = (now_s, time.process_time()) if now_s >= begin_s + _WARM_UP_S else None
+        for now_s, used in CONTESTANTS[who](model, cameras, pace, stack=stack):
+            if not decided and now_s < begin_s + _WARM_UP_S:
                 continue
-            ages.append(1e3 * (now_s - oldest_s))
-            if now_s - began[0] >= seconds:
-                cpu_s, wall_s = time.process_time() - began[1], now_s - began[0]
+            cpu_s = cpu_s or time.process_time()
+            decided.append((now_s, used))
+            if now_s - decided[0][0] >= seconds:
+                cpu_s = time.process_time() - cpu_s
                 break
+    # The first decision only begins the time.
+    return _summary(decided[1:], cameras, cpu_s, decided[-1][0] - decided[0][0])
+
+
+def _summary(
+    decided: Sequence[tuple[float, Mapping[str, int]]], cameras: Mapping[str, Camera], cpu_s: float, wall_s: float
+) -> dict[str, float]:
+    ages_ms = [1e3 * (now_s - min(cameras[name].due_s(used[name]) for name in used)) for now_s, used in decided]
     return {
-        "age_ms": float(np.median(ages)),
-        "age_p95_ms": float(np.quantile(ages, 0.95)),
+        "age_ms": float(np.median(ages_ms)),
+        "age_p95_ms": float(np.quantile(ages_ms, 0.95)),
         "cpu_percent": 100.0 * cpu_s / wall_s,
-        "rate_hz": len(ages) / wall_s,
+        "rate_hz": len(decided) / wall_s,
+        "whole_percent": 100.0 * sum(len(used) == len(cameras) for _, used in decided) / len(decided),
     }
 
 
@@ -269,20 +309,32 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python benchmarks/streaming_worker.py ours face_antispoof.pte --seconds 5",
     )
-    parser.add_argument("who", choices=("ours", "plain", "gstreamer"))
+    parser.add_argument("who", choices=list(CONTESTANTS))
     parser.add_argument(
         "model", metavar="FILE", help="of ours an artifact, else a dense graph of benchmarks/networks.py"
     )
-    parser.add_argument("--newest", action="store_true", help="ours: decide on the newest sample")
+    parser.add_argument(
+        "--pace",
+        choices=("fixed", "newest", "first"),
+        help="at a fixed rate, on the newest sample or on the first camera's (default: ours fixed, others first)",
+    )
     parser.add_argument(
         "--phases", nargs=3, type=float, default=[0.0, 11.0, 22.0], metavar="MS", help="default: 0 11 22"
+    )
+    parser.add_argument(
+        "--rates", nargs=3, type=positive(float), default=[RATE_HZ] * 3, metavar="HZ", help="default: 30"
     )
     parser.add_argument("--seconds", type=positive(float), default=5.0, help="measured after a warm-up; default: 5")
     parser.add_argument("--json", action="store_true", help="accepted for the suite: it always prints JSON")
     try:
         options = parser.parse_args()
         found = measure(
-            options.who, options.model, newest=options.newest, phases_ms=options.phases, seconds=options.seconds
+            options.who,
+            options.model,
+            pace=options.pace or PACES[options.who][0],
+            phases_ms=options.phases,
+            rates_hz=options.rates,
+            seconds=options.seconds,
         )
     except MarsEdgeError as error:
         print(f"streaming: {error}", file=sys.stderr)

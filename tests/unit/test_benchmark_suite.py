@@ -324,6 +324,71 @@ def test_a_camera_hands_out_no_picture_twice_and_drops_what_was_not_read(folder:
     assert numbers[0] >= 300 and numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
 
 
+def test_an_age_counts_from_the_moment_a_picture_was_due_at_its_camera(folder: None) -> None:
+    worker = importlib.import_module("streaming_worker")
+    begin_s = time.monotonic() - 10.0
+    camera = worker.Camera("rgb", [np.zeros(1)] * 3, begin_s, 25.0)
+    frame = camera.read(0.2)
+    # The frame that is read late is the newest of those that were due, and is as old as it was left lying.
+    assert 0.0 <= time.monotonic() - camera.due_s(frame.sequence) < 1.0 and frame.sequence >= 250
+    assert camera.due_s(251) == pytest.approx(begin_s + 10.0)
+    cameras = {"rgb": camera, "ir": worker.Camera("ir", [np.zeros(1)], begin_s + 0.01, 25.0)}
+    decided = [(begin_s + 10.05, {"rgb": 251, "ir": 250}), (begin_s + 10.07, {"rgb": 252})]
+    found = worker._summary(decided, cameras, 0.03, 0.1)
+    assert found["age_ms"] == pytest.approx(0.5 * (80.0 + 30.0)) and found["whole_percent"] == 50.0
+    assert (found["cpu_percent"], found["rate_hz"]) == pytest.approx((30.0, 20.0))
+
+
+def test_the_cameras_of_a_run_meet_every_phase_of_each_other_and_of_a_fixed_rate(folder: None) -> None:
+    streaming = importlib.import_module("streaming")
+    rng, seconds = np.random.default_rng(1), 6.0
+    begins = set()
+    for _ in range(4):
+        clocks = streaming.clocks_of(rng, seconds)
+        begins.add(tuple(clocks.phases_ms))
+        rates = [30.0, *clocks.rates_hz]
+        gained = [seconds * abs(a - b) for i, a in enumerate(rates) for b in rates[:i]]
+        # Whole periods, and never none: no pair of clocks keeps the phase that it happened to begin with.
+        assert all(turns == pytest.approx(round(turns), abs=1e-6) and round(turns) >= 1 for turns in gained)
+    assert len(begins) == 4
+
+
+def test_a_round_has_the_same_clocks_for_every_contestant(folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    streaming = importlib.import_module("streaming")
+    seen: list[tuple[str, Any]] = []
+
+    def run(job: Any, paths: Any, clocks: Any, seconds: float) -> Any:
+        if seconds == 0.2:
+            return "not here" if job.kind == "gstreamer" else {}
+        seen.append((job.who.name, clocks))
+        return {"age_ms": 20.0, "age_p95_ms": 30.0, "cpu_percent": 9.0, "rate_hz": 30.0, "whole_percent": 100.0}
+
+    monkeypatch.setattr(streaming, "run", run)
+    tables = streaming.measure({}, 2, 1.0)
+    here = len(streaming.JOBS) - 1
+    rounds = [seen[:here], seen[here:]]
+    assert len(seen) == 2 * here and all(len({id(clocks) for _, clocks in each}) == 1 for each in rounds)
+    assert rounds[0][0][1] != rounds[1][0][1]
+    assert all(len({name for name, _ in each}) == here for each in rounds)
+    assert [row.reason for table in tables for row in table.rows if row.value is None] == ["not here"] * 3
+
+
+def test_at_a_fixed_rate_a_decision_by_hand_does_not_wait_for_a_camera(folder: None) -> None:
+    worker = importlib.import_module("streaming_worker")
+    newest, frame = worker.Newest("rgb", "fixed"), worker.Frame(data=np.zeros(1), sequence=7)
+    newest.put("ir", frame)
+    begin_s = time.monotonic()
+    assert [newest.take() for _ in range(3)] == [{"ir": frame}] * 3
+    assert time.monotonic() - begin_s >= 2.0 / worker.RATE_HZ
+
+
+def test_a_pace_that_a_contestant_lacks_is_refused(folder: None) -> None:
+    worker = importlib.import_module("streaming_worker")
+    with pytest.raises(UsageError) as error:
+        worker.measure("ours", "none.pte", pace="first", phases_ms=[0.0] * 3, rates_hz=[30.0] * 3, seconds=1.0)
+    assert str(error.value) == "--pace first: ours has fixed or newest"
+
+
 def test_a_size_is_of_everything_that_is_required_and_of_no_byte_code(folder: None) -> None:
     footprint = importlib.import_module("footprint")
     found = footprint.closure(["onnxruntime"])
