@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mars_edge.artifact import verify
-from mars_runtime.engines import open_engine
+from mars_runtime.engines import open_engine, read_manifest
 from mars_runtime.engines.binding import PythonRunner
 from mars_runtime.engines.native import NativeRunner
 from mars_runtime.engines.protocol import BINDING, NATIVE, ONNX
@@ -19,6 +19,8 @@ from mars_runtime.models import bundled_models, find_model
 from tests.contract.conftest import require_engine
 
 PROGRAMS = [name for name in bundled_models() if name.endswith(".pte")]
+# Sums of floats round differently on another processor; integer ones do not.
+INT8 = [name for name in PROGRAMS if ".fp32." not in name]
 PAIRS = [name for name in PROGRAMS if f"{Path(name).stem}.onnx" in bundled_models()]
 
 
@@ -66,7 +68,7 @@ def test_a_bundled_model_answers_without_torch_in_the_process(name: str) -> None
 
 @pytest.mark.hardware
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", INT8)
 def test_aarch64_answers_bit_for_bit_as_this_machine(name: str, repository: Path, tmp_path: Path) -> None:
     if shutil.which("qemu-aarch64-static") is None or shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("apt-get install g++-aarch64-linux-gnu qemu-user-static")
@@ -84,3 +86,26 @@ def test_aarch64_answers_bit_for_bit_as_this_machine(name: str, repository: Path
     streamed = {"face_antispoof.pte": "mars-edge run gave 20 decisions"}
     otherwise = "nothing streamed, the simulated rig has none of this model's sensors"
     assert result.stdout.endswith(f"aarch64: {streamed.get(name, otherwise)}\n")
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_a_bundled_model_names_its_parameters_and_its_checkpoint(name: str) -> None:
+    if name.endswith(".pte"):
+        require_engine(NATIVE)
+    manifest = read_manifest(verify(find_model(name)))
+    # What a file stores: batch norms are folded away, delegates' programs and int8's scales and biases come on top.
+    stored = sum(cost.weight_bytes for cost in manifest.costs.values()) / (4 if manifest.precision == "fp32" else 1)
+    assert manifest.parameters is not None
+    assert 0.99 < stored / manifest.parameters < (1.03 if manifest.precision == "fp32" else 1.4)
+    assert len(manifest.provenance["checkpoint"]) == 64
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in INT8])
+def test_a_bundled_float32_model_decides_as_well_as_its_int8_one_within_the_intervals(name: str) -> None:
+    require_engine(NATIVE)
+    manifests = [read_manifest(verify(find_model(n))) for n in (name, name.replace(".fp32.", "."))]
+    assert [m.precision for m in manifests] == ["fp32", "int8"]
+    assert manifests[0].parameters == manifests[1].parameters
+    for label, point in manifests[0].operating_points.items():
+        beside = manifests[1].operating_points[label]
+        assert max(point.low, beside.low) <= min(point.high, beside.high)

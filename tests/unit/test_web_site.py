@@ -25,7 +25,7 @@ import pytest
 from mars_edge import rig
 from mars_edge.errors import ModelFileError, UsageError
 from mars_runtime.commands import serve
-from mars_runtime.models import find_model
+from mars_runtime.models import bundled_models, find_model
 from mars_runtime.services.access import Address
 from mars_runtime.services.addresses import addresses_of
 from mars_runtime.web import play
@@ -221,8 +221,7 @@ def test_a_play_shows_every_attack_and_live_subjects() -> None:
     [
         (["--model", "face_antispoof.pte"], "--model face_antispoof.pte: a browser runs .onnx files; "
          "`mars-edge export RUN -o NAME.onnx`"),
-        (["--model", "nowhere.onnx"], "no model file nowhere.onnx; bundled models: face_antispoof.onnx, "
-         "face_antispoof.pte, spoken_digits.pte"),
+        (["--model", "nowhere.onnx"], "no model file nowhere.onnx; bundled models: " + ", ".join(bundled_models())),
         (["--model", "face_antispoof.onnx", "--host", "phone"], "--host 'phone' is no IP address of this machine; "
          "an example: 127.0.0.1"),
         (["--model", "face_antispoof.onnx", "--port", "70000"], "serve: argument --port: 70000 is above 65535"),
