@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from mars_edge.artifact import seal, verify
 from mars_edge.modality import Modality
 from mars_edge.subsets import all_subsets, label
-from mars_runtime.engines import Engine, open_engine
+from mars_runtime.engines import Engine, open_engine, read_manifest
+from mars_runtime.engines.threads import default_threads
+from mars_runtime.machine import usable_cores
 from mars_runtime.models import find_model
 from mars_runtime.policy import decide
 from tests.helpers.native_programs import Programs, programs
@@ -82,6 +84,38 @@ def test_every_subset_has_the_bits_and_the_verdict_of_the_python_engine(
 def test_aarch64_has_the_logits_of_this_machine_bit_for_bit(name: str, emulated: Programs, tmp_path: Path) -> None:
     # Gates: a float32 layer in the router rounds its last bit by processor, in Python as here.
     compare(emulated, name, tmp_path, gate_step=2.0**-23)
+
+
+def enlarged(name: str) -> bytes:
+    """The file with encoders that claim a hundred thousand times the work, in as many bytes."""
+    program = bytes(verify(find_model(name)).payload)
+    claim = re.compile(rb'"macs":(\d+),"weight_bytes":\d(\d{5})')
+    changed, count = claim.subn(rb'"macs":\g<1>00000,"weight_bytes":1', program)
+    assert count > 0 and len(changed) == len(program)
+    return seal(changed)
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["small", "large"])
+def test_without_a_number_the_runner_takes_as_many_threads_as_the_python_engine(
+    is_large: bool, here: Programs, tmp_path: Path
+) -> None:
+    model, sample = tmp_path / "model.pte", tmp_path / "ir.f32"
+    model.write_bytes(enlarged(MODELS[0]) if is_large else find_model(MODELS[0]).read_bytes())
+    sample.write_bytes(np.zeros((1, 112, 112), np.float32).tobytes())
+    result = here.run("--model", str(model), "--sample", f"ir={sample}")
+    assert (result.returncode, result.stderr) == (0, "")
+    wanted = default_threads(read_manifest(verify(model)), usable_cores())
+    assert json.loads(result.stdout)["threads"] == wanted == (usable_cores() if is_large else 1)
+
+
+def test_the_runner_has_the_threads_it_is_given(here: Programs, tmp_path: Path) -> None:
+    sample = tmp_path / "image.f32"
+    sample.write_bytes(np.zeros(64, np.float32).tobytes())
+    for threads in (1, 3):
+        given = here.run(
+            "--model", str(find_model(MODELS[1])), "--sample", f"image={sample}", "--threads", str(threads)
+        )
+        assert json.loads(given.stdout)["threads"] == threads
 
 
 def test_the_manifest_is_printed_as_it_is_in_the_file(here: Programs) -> None:
