@@ -14,7 +14,12 @@ from mars_runtime.profiling.thermal import heat
 PI_5 = {
     "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
     "proc/device-tree/compatible": "raspberrypi,5-model-b\0brcm,bcm2712\0",
-    "proc/cpuinfo": "processor\t: 0\nCPU part\t: 0xd0b\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n",
+    "proc/cpuinfo": 4
+    * (
+        "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\n"
+        "CPU part\t: 0xd0b\nCPU revision\t: 1\n\n"
+    )
+    + "Revision\t: c04170\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n",
     "proc/meminfo": "MemTotal:        8245456 kB\nSwapTotal:        204784 kB\nHugePages_Total:       0\n",
     "etc/os-release": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\n',
     "sys/devices/system/cpu/present": "0-3\n",
@@ -84,7 +89,7 @@ def test_a_raspberry_pi_5_says_board_chip_clocks_and_memory(tmp_path: Path) -> N
     found = describe(host(tmp_path, PI_5))
     assert found.board == "Raspberry Pi 5 Model B Rev 1.0"
     assert found.soc == "brcm,bcm2712"
-    assert found.processor == "Raspberry Pi 5 Model B Rev 1.0"
+    assert found.processor == "Cortex-A76"
     assert found.cores_present == 4
     assert found.governor == "ondemand"
     (clock,) = found.clocks
@@ -185,6 +190,111 @@ def test_a_phone_under_termux_says_its_name_by_properties(tmp_path: Path) -> Non
     # Phones tell whole degrees; a zone that says zero is switched off.
     assert now["zones_c"] == {"BIG": 54.0}
     assert (now["throttled"], now["mhz"], found.processor) == (None, None, None)
+
+
+def cores(*numbers: tuple[str, str]) -> str:
+    return "".join(f"processor\t: 0\nCPU implementer\t: {m}\nCPU part\t: {p}\n\n" for m, p in numbers)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (cores(("0x41", "0xd46"), ("0x41", "0xd46"), ("0x41", "0xd4d"), ("0x41", "0xd4e")),
+         "Cortex-A510, Cortex-A715, Cortex-X3"),
+        (cores(("0x51", "0xd0b")), "implementer 0x51 part 0xd0b"),
+        (cores(("0x41", "0xfff")), "implementer 0x41 part 0xfff"),
+        ("model name\t: ARMv7 Processor rev 3 (v7l)\n" + cores(("0x41", "0xd08")), "Cortex-A72"),
+        ("processor\t: 0\nCPU part\t: 0xd0b\n", None),
+        ("processor\t: 0\nmodel name\t: Some CPU \nmodel\t\t: 7\n", "Some CPU"),
+        ("processor\t: 0\nmodel name\t:\nflags\t\t: fpu\n", None),
+    ],
+)  # fmt: skip
+def test_a_processor_is_its_model_or_the_kinds_of_its_cores(tmp_path: Path, cpuinfo: str, name: str | None) -> None:
+    assert describe(host(tmp_path, {"proc/cpuinfo": cpuinfo})).processor == name
+
+
+def test_a_phone_is_called_as_it_is_sold_and_not_as_its_chip_s_reference_design(tmp_path: Path) -> None:
+    files = {"proc/device-tree/model": "Qualcomm Technologies, Inc. Kalama MTP\0"}
+    properties = {"getprop ro.product.manufacturer": "samsung", "getprop ro.product.model": "SM-S911B"}
+    assert describe(host(tmp_path, files, properties)).board == "samsung SM-S911B"
+
+
+@pytest.mark.parametrize(
+    ("compatible", "chip"),
+    [("apple,j293\0apple,t8103\0apple,arm-platform\0", "apple,t8103"), ("linux,dummy-virt\0", None)],
+)
+def test_an_entry_that_every_machine_has_is_no_chip(tmp_path: Path, compatible: str, chip: str | None) -> None:
+    assert describe(host(tmp_path, {"proc/device-tree/compatible": compatible})).soc == chip
+
+
+@pytest.mark.parametrize(
+    ("supplies", "mode"),
+    [
+        ({"BAT0": ("Battery", "System", "Discharging"), "AC": ("Mains", "", "")}, "balanced, on battery"),
+        ({"BAT0": ("Battery", "", "Discharging")}, "balanced, on battery"),
+        ({"BAT0": ("Battery", "", "Charging")}, "balanced"),
+        ({"hidpp_battery_0": ("Battery", "Device", "Discharging")}, "balanced"),
+    ],
+)
+def test_a_laptop_says_that_its_battery_feeds_it(
+    tmp_path: Path, supplies: Mapping[str, tuple[str, str, str]], mode: str
+) -> None:
+    files = {
+        f"sys/class/power_supply/{name}/{field}": f"{text}\n"
+        for name, told in supplies.items()
+        for field, text in zip(("type", "scope", "status"), told, strict=True)
+    }
+    assert describe(host(tmp_path, {**PC, **files})).power_mode == mode
+
+
+def zones(*told: tuple[str, str]) -> dict[str, str]:
+    return {
+        f"sys/class/thermal/thermal_zone{index}/{field}": f"{text}\n"
+        for index, zone in enumerate(told)
+        for field, text in zip(("type", "temp"), zone, strict=True)
+    }
+
+
+def test_the_hotter_one_of_two_zones_of_a_name_is_not_lost(tmp_path: Path) -> None:
+    now = heat(host(tmp_path, zones(("acpitz", "71000"), ("acpitz", "20000"))))
+    assert now.hottest_c == 71.0
+    assert now.zones_c == {"acpitz": 71.0, "acpitz (thermal_zone1)": 20.0}
+
+
+def test_a_battery_s_voltage_current_and_charge_are_no_temperatures(tmp_path: Path) -> None:
+    told = zones(("soc", "97"), ("vbat", "4100"), ("pm8350b-ibat-lvl0", "120"), ("pm8350b-bcl-lvl0", "90"),
+                 ("battery", "31000"), ("soc-thermal", "45000"))  # fmt: skip
+    assert heat(host(tmp_path, told)).zones_c == {"battery": 31.0, "soc-thermal": 45.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "flags"),
+    [
+        ("cpufreq-cpu0", 2, ("cpufreq-cpu0 cools",)),
+        ("thermal-cpufreq-4", 1, ("thermal-cpufreq-4 cools",)),
+        ("cpu-throttle-alert", 1, ("cpu-throttle-alert cools",)),
+        ("soc012-throttle-alert", 1, ("soc012-throttle-alert cools",)),
+        ("Processor", 3, ("Processor cools",)),
+        ("intel_powerclamp", 20, ("intel_powerclamp cools",)),
+        ("intel_powerclamp", -1, ()),
+        ("thermal-pause-F8", 1, ("thermal-pause-F8 cools",)),
+        ("cpu-isolate7", 1, ("cpu-isolate7 cools",)),
+        ("Processor", 0, ()),
+        # None of these takes anything from the processor, nor do they say that nothing else does.
+        ("devfreq-gpu-gpc-0", 18, None),
+        ("gpu-throttle-alert", 1, None),
+        ("cv0-throttle-alert", 1, None),
+        ("hot-surface-alert", 1, None),
+        ("pwm-fan", 4, None),
+        ("TCC Offset", 10, None),
+    ],
+)
+def test_only_what_slows_the_processor_counts_as_throttling(
+    tmp_path: Path, kind: str, state: int, flags: tuple[str, ...] | None
+) -> None:
+    place = "sys/class/thermal/cooling_device0"
+    now = heat(host(tmp_path, {f"{place}/type": f"{kind}\n", f"{place}/cur_state": f"{state}\n"}))
+    assert (now.flags, now.throttled) == (flags, None if flags is None else bool(flags))
 
 
 def test_a_pc_says_firmware_names_that_mean_something(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mars_runtime.machine import processor_of, this_machine
+from mars_runtime.machine import this_machine
 from mars_runtime.profiling import board, thermal
 from mars_runtime.profiling import governor as clock_rates
 from mars_runtime.profiling.host import Host
@@ -52,7 +52,7 @@ def describe(host: Host | None = None) -> Device:
     return Device(
         board=board.board(host),
         soc=board.soc(host),
-        processor=processor_of(cpuinfo or ""),
+        processor=board.processor(host),
         architecture=platform.machine(),
         cores=this_machine().cores,
         cores_present=_cores_present(host),

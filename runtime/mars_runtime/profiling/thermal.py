@@ -15,8 +15,14 @@ _PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft 
 _HEX = re.compile(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)")
 # Counters that only ever grow: x86 per core and package, Jetson's over-current alarms.
 _COUNTERS = ("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count", "sys/class/hwmon/hwmon*/oc*_event_cnt")
-# Cooling devices that take clock from the processor; a fan that turns faster takes nothing.
-_SLOWING = re.compile(r"cpufreq|processor|cpu-alert|devfreq|throttl", re.IGNORECASE)
+# Cooling devices that take clock or whole cores from the processor. A fan takes nothing, and what a graphics unit is
+# slowed down by (devfreq, gpu-throttle-alert) is no matter here.
+_SLOWING = re.compile(
+    r"cpufreq|^processor|powerclamp|(cpu|soc\d*)-(throttle-)?alert|cpu-isolate|cpu-hotplug|thermal-pause|^pause-cpu",
+    re.IGNORECASE,
+)
+# Qualcomm's kernels tell a battery's voltage, current and charge as thermal zones.
+_NO_HEAT = re.compile(r"[iv]bat|^socd?$|bcl", re.IGNORECASE)
 # Kernels answer with such values for a sensor that is powered off.
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0
 
@@ -26,7 +32,7 @@ class Heat:
     """The device at one moment; None where it does not say.
 
     Attributes:
-        zones_c: by name of the thermal zone, degrees Celsius.
+        zones_c: by name of the thermal zone, degrees Celsius; a name's second zone has its number too.
         hottest_c: the hottest of them.
         flags: why the device is slowed down now, in words; empty if it is not.
         throttled: whether there is a flag.
@@ -42,7 +48,7 @@ class Heat:
 
 def heat(host: Host, *, tools: bool = True) -> Heat:
     """What is told now; `tools` may start the board's own programs, which takes processor time."""
-    zones = dict(_zones(host))
+    zones = _zones(host)
     bits = _pi_bits(host, tools=tools)
     cooling = _cooling(host)
     told = [part for part in (_pi_flags(bits), cooling) if part is not None]
@@ -56,16 +62,17 @@ def heat(host: Host, *, tools: bool = True) -> Heat:
     )
 
 
-def _zones(host: Host) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+def _zones(host: Host) -> dict[str, float]:
+    found: dict[str, float] = {}
     for zone in host.matching("sys/class/thermal/thermal_zone*"):
-        value = host.number(f"{zone}/temp")
-        if value is None:
+        value, place = host.number(f"{zone}/temp"), zone.rpartition("/")[2]
+        name = host.text(f"{zone}/type") or place
+        if value is None or _NO_HEAT.search(name):
             continue
         # Thousandths of a degree by the kernel's interface; some phones tell whole degrees.
         celsius = value / 1000.0 if abs(value) > _HOTTEST_C else value
         if _COLDEST_C <= celsius <= _HOTTEST_C and value != 0.0:
-            found.append((host.text(f"{zone}/type") or zone.rpartition("/")[2], celsius))
+            found[f"{name} ({place})" if name in found else name] = celsius
     return found
 
 
