@@ -19,13 +19,17 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.removeprefix('mars-edge ')}: {message}")
 
 
-def positive(kind: type[int] | type[float], *, zero: bool = False, most: float = sys.maxsize) -> Callable[[str], float]:
-    """An argparse type: a number above 0, or from 0 on with `zero`, up to `most`."""
+def positive(
+    kind: type[int] | type[float], *, zero: bool = False, least: float = 0, most: float = sys.maxsize
+) -> Callable[[str], float]:
+    """An argparse type: a number above 0, or from 0 on with `zero`, from `least` up to `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
         if not 0 <= value < math.inf or (value == 0 and not zero):
             raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
         if value > most:
             raise argparse.ArgumentTypeError(f"{text} is above {most}")
         return value

@@ -146,6 +146,32 @@ def test_a_far_tail_is_told_in_words_and_does_not_shrink_the_stages() -> None:
     assert bars(LONG_TAIL) == pytest.approx(bars(calm))
 
 
+def test_a_quantile_beyond_the_last_bin_has_an_arrow_and_no_line() -> None:
+    def dashed(made: dict[str, Any]) -> int:
+        return sum(isinstance(s, Line) and s.dashed for s in draw(made).shapes)
+
+    calm = copy.deepcopy(LONG_TAIL)
+    calm["rows"][-1]["stages"]["total"] |= {f"{name}_ms": 2.0 for name in ("p50", "p90", "p99")}
+    assert dashed(calm) == 3
+    assert not any("->" in s.text for s in draw(calm).shapes if isinstance(s, Text))
+    assert calm["rows"][-1]["histogram"]["edges_ms"][-1] < 900.0
+    calm["rows"][-1]["stages"]["total"]["p99_ms"] = 900.0
+    assert dashed(calm) == 2
+    assert [s.text for s in draw(calm).shapes if isinstance(s, Text) and "->" in s.text] == ["p99 900 ms ->"]
+
+
+def test_a_name_of_terminal_codes_and_broken_bytes_is_shown_by_its_escapes(tmp_path: Path) -> None:
+    odd = report(artifact={"file": "a\x1b[2J\udcff\x00<b>.pte", "precision": "int8"})
+    odd["rows"][1]["subset"] = "rgb\x1b[31m"
+    odd["rows"][1]["quality"]["metric"] = "\x07metric"
+    text = to_svg(draw(odd))
+    assert all(c.isprintable() or c == "\n" for c in text)
+    title = ElementTree.fromstring(text).findtext(f"{SVG}title")
+    assert title == "Latency of a\\x1b[2J\\udcff\\x00<b>.pte"
+    write(odd, tmp_path / "a.svg")
+    write(odd, tmp_path / "a.png")
+
+
 def test_the_curve_of_a_sustained_run_is_drawn_only_where_there_is_one() -> None:
     def long_lines(made: dict[str, Any]) -> int:
         return sum(isinstance(s, Line) and len(s.points) > 2 for s in draw(made).shapes)

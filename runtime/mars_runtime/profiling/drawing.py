@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError
+from mars_runtime.text import printable
 
 # By role: in light mode, in dark mode. Series after Okabe and Ito (2008), told apart with any colour vision.
 COLOURS = {
@@ -96,7 +97,7 @@ def to_svg(drawing: Drawing) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{drawing.width}" height="{drawing.height}" '
         f'viewBox="0 0 {drawing.width} {drawing.height}" role="img" font-family="{_FONT}">',
-        f"<title>{escape(drawing.title)}</title>",
+        f"<title>{_svg_text(drawing.title)}</title>",
         f"<style>svg{{{light}}}@media (prefers-color-scheme: dark){{svg{{{dark}}}}}</style>",
         f'<rect width="{drawing.width}" height="{drawing.height}" rx="8" fill="var(--card)"/>',
         *map(_svg_shape, drawing.shapes),
@@ -125,6 +126,11 @@ def to_png(drawing: Drawing) -> bytes:
     return bytes(encoded)
 
 
+def _svg_text(text: str) -> str:
+    """Markup and control characters as text; XML allows the latter in no form, and names of files hold them."""
+    return escape(printable(text))
+
+
 def _svg_colour(colour: str) -> str:
     return f"var(--{colour})" if colour in COLOURS else colour
 
@@ -132,7 +138,7 @@ def _svg_colour(colour: str) -> str:
 def _svg_shape(shape: Shape) -> str:
     colour = _svg_colour(shape.colour)
     if isinstance(shape, Box):
-        title = f"<title>{escape(shape.title)}</title>" if shape.title else ""
+        title = f"<title>{_svg_text(shape.title)}</title>" if shape.title else ""
         faint = f' fill-opacity="{shape.opacity:g}"' if shape.opacity < 1.0 else ""
         size = f'width="{shape.width:.2f}" height="{shape.height:.2f}"'
         return f'<rect x="{shape.x:.2f}" y="{shape.y:.2f}" {size} fill="{colour}"{faint}>{title}</rect>'
@@ -142,7 +148,7 @@ def _svg_shape(shape: Shape) -> str:
         return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{shape.width:g}"{dashes}/>'
     weight = ' font-weight="600"' if shape.bold else ""
     place = f'x="{shape.x:.2f}" y="{shape.y:.2f}" font-size="{shape.size:g}" text-anchor="{shape.anchor}"'
-    return f'<text {place} fill="{colour}"{weight}>{escape(shape.text)}</text>'
+    return f'<text {place} fill="{colour}"{weight}>{_svg_text(shape.text)}</text>'
 
 
 def _bgr(colour: str) -> tuple[int, int, int]:

@@ -135,7 +135,7 @@ def _bar(row: Mapping[str, Any], y: float, scale: float, colours: Mapping[str, s
         at = _LEFT + scale * total[f"{mark}_ms"]
         if at <= WIDTH - _RIGHT:
             yield drawing.Path(points=((at, y - 3), (at, y + _BAR + 3)), colour="ink", width=width)
-    words = f"{total['p50_ms']:.3g} ms, p99 {total['p99_ms']:.3g}{_quality(row)}"
+    words = _ascii(f"{total['p50_ms']:.3g} ms, p99 {total['p99_ms']:.3g}{_quality(row)}")
     yield Text(x=WIDTH - _RIGHT + 14, y=y + 15, text=words, size=11, colour="ink")
 
 
@@ -177,12 +177,17 @@ def _histogram(report: Report, y: float) -> tuple[list[Shape], float]:
 def _markers(
     total: Mapping[str, Any], low: float, high: float, scale: float, top: float, bottom: float
 ) -> Iterator[Shape]:
-    """p50, p90 and p99 as lines, their names above the bars at heights that do not collide."""
+    """p50, p90 and p99 as lines, their names above the bars at heights that do not collide.
+
+    One beyond the last bin has its name at the edge with an arrow, and no line: there is no place for it.
+    """
     for place, name in enumerate(("p50", "p90", "p99")):
-        x = _LEFT + scale * (min(total[f"{name}_ms"], high) - low)
-        yield drawing.Path(points=((x, top - 44 + 14 * place), (x, bottom)), colour="ink", width=1.0, dashed=True)
+        ms = total[f"{name}_ms"]
+        x = _LEFT + scale * (min(ms, high) - low)
+        if ms <= high:
+            yield drawing.Path(points=((x, top - 44 + 14 * place), (x, bottom)), colour="ink", width=1.0, dashed=True)
         near_edge = x > WIDTH - 110.0
-        words = f"{name} {total[f'{name}_ms']:.3g}"
+        words = f"{name} {ms:.3g}" if ms <= high else f"{name} {ms:.3g} ms ->"
         yield Text(
             x=x - 5 if near_edge else x + 5,
             y=top - 35 + 14 * place,
