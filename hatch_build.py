@@ -1,10 +1,11 @@
 """Builds the native ExecuTorch engine into the wheel, from the libraries in the pinned executorch wheel.
 
 A `.pte` then runs without torch and without the executorch package. Only the wheel's headers and five shared
-libraries are used; nothing it declares as a dependency is fetched or installed.
+libraries are used; nothing it declares as a dependency is fetched or installed. A library of its own shrinks pictures,
+for every engine; it needs the compiler alone.
 
 Environment:
-    MARS_EDGE_NATIVE=0        build without the native engine; =require makes a failed native build fail the build
+    MARS_EDGE_NATIVE=0        build without both; =require makes a failed native build fail the build
     MARS_EDGE_EXECUTORCH=PATH an executorch wheel, or a folder that holds `executorch/`, instead of a download
     MARS_EDGE_TARGET=aarch64  the machine to build for, with CXX and STRIP naming the cross tools
 """
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ _HEADERS = tuple(_NATIVE / name for name in ("mars_executorch.h", "gates.h", "ma
 SOURCES = (*COMPILED, *TRACED, *_HEADERS, Path("hatch_build.py"))
 ENGINE = "libmars_executorch.so"
 TRACE = "libmars_trace.so"
+PREPROCESS_OUTPUT = Path("runtime/mars_runtime/_native")
+PREPROCESS_SOURCES = tuple(_NATIVE / name for name in ("mars_preprocess.cpp", "mars_preprocess.h"))
+PREPROCESS = "libmars_preprocess.so"
 # The interpreter tag only picks a file: the libraries inside do not depend on Python.
 WHEEL_PYTHON = "3.11"
 # Our copies get their own file names inside the ELF too. Under the original names the dynamic linker
@@ -55,7 +59,7 @@ PRIVATE_PREFIX = b"libmarsedgeet"
 
 
 class NativeBuildError(Exception):
-    """The native engine cannot be built here; the message is one line for people."""
+    """A native library cannot be built here; the message is one line for people."""
 
 
 def target_machine(environment: Mapping[str, str]) -> str:
@@ -71,15 +75,10 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
     """
     output = root / OUTPUT
     stamp = _stamp(root, environment)
-    if environment.get("MARS_EDGE_NATIVE") == "0":
-        raise NativeBuildError("it was left out of the build (MARS_EDGE_NATIVE=0)")
-    if _is_current(output, stamp):
+    _need_wanted(environment)
+    if _is_current(output, ENGINE, stamp):
         return output
-    if platform.system() != "Linux" or target_machine(environment) not in ("x86_64", "aarch64"):
-        raise NativeBuildError(f"no build for {platform.system()} {target_machine(environment)}")
-    compiler = shlex.split(environment.get("CXX", "g++"))
-    if shutil.which(compiler[0]) is None:
-        raise NativeBuildError(f"the C++ compiler {compiler[0]} is not installed")
+    compiler = _compiler(environment)
     with tempfile.TemporaryDirectory(prefix="mars-edge-native-") as scratch:
         staged = Path(scratch) / "staged"
         staged.mkdir()
@@ -88,10 +87,49 @@ def build_native(root: Path, environment: Mapping[str, str]) -> Path:
         for library, sources in ((ENGINE, COMPILED), (TRACE, TRACED)):
             _compile(compiler, [root / source for source in sources], package, staged / library)
         _copy_licence(package, staged)
-        (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
-        shutil.rmtree(output, ignore_errors=True)
-        shutil.copytree(staged, output)
+        _finish(staged, stamp, output)
     return output
+
+
+def build_preprocess(root: Path, environment: Mapping[str, str]) -> Path:
+    """The folder that holds the library that shrinks pictures; not rebuilt when its sources and target are unchanged.
+
+    Raises:
+        NativeBuildError: no compiler, or a compiler error.
+    """
+    output = root / PREPROCESS_OUTPUT
+    stamp = {"machine": target_machine(environment), "sources_sha256": _digest(root, PREPROCESS_SOURCES)}
+    _need_wanted(environment)
+    if _is_current(output, PREPROCESS, stamp):
+        return output
+    compiler = _compiler(environment)
+    with tempfile.TemporaryDirectory(prefix="mars-edge-native-") as scratch:
+        staged = Path(scratch) / "staged"
+        staged.mkdir()
+        # -O3: its loops are left to the compiler to vectorise.
+        _run([*compiler, *_FLAGS, "-O3", str(root / PREPROCESS_SOURCES[0]), "-o", str(staged / PREPROCESS)])
+        _finish(staged, stamp, output)
+    return output
+
+
+def _need_wanted(environment: Mapping[str, str]) -> None:
+    if environment.get("MARS_EDGE_NATIVE") == "0":
+        raise NativeBuildError("it was left out of the build (MARS_EDGE_NATIVE=0)")
+
+
+def _compiler(environment: Mapping[str, str]) -> list[str]:
+    if platform.system() != "Linux" or target_machine(environment) not in ("x86_64", "aarch64"):
+        raise NativeBuildError(f"no build for {platform.system()} {target_machine(environment)}")
+    compiler = shlex.split(environment.get("CXX", "g++"))
+    if shutil.which(compiler[0]) is None:
+        raise NativeBuildError(f"the C++ compiler {compiler[0]} is not installed")
+    return compiler
+
+
+def _finish(staged: Path, stamp: Mapping[str, str], output: Path) -> None:
+    (staged / "build.json").write_text(json.dumps(stamp, indent=1) + "\n")
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(staged, output)
 
 
 def record_absence(root: Path, reason: str) -> Path:
@@ -104,19 +142,23 @@ def record_absence(root: Path, reason: str) -> Path:
 
 
 def _stamp(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    digest = hashlib.sha256()
-    for source in SOURCES:
-        digest.update((root / source).read_bytes())
     return {
         "executorch": EXECUTORCH_VERSION,
         "machine": target_machine(environment),
-        "sources_sha256": digest.hexdigest(),
+        "sources_sha256": _digest(root, SOURCES),
     }
 
 
-def _is_current(output: Path, stamp: dict[str, str]) -> bool:
+def _digest(root: Path, sources: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update((root / source).read_bytes())
+    return digest.hexdigest()
+
+
+def _is_current(output: Path, library: str, stamp: dict[str, str]) -> bool:
     path = output / "build.json"
-    return path.is_file() and (output / ENGINE).is_file() and json.loads(path.read_text()) == stamp
+    return path.is_file() and (output / library).is_file() and json.loads(path.read_text()) == stamp
 
 
 def _unpack(environment: Mapping[str, str], scratch: Path) -> Path:
@@ -191,12 +233,16 @@ def _strip(library: Path, environment: Mapping[str, str]) -> None:
         subprocess.run([strip, "--strip-unneeded", str(library)], check=True)
 
 
+# Contracted to one rounding, a gated sum would have other bits on aarch64 than on x86-64.
+_FLAGS = (
+    "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-s", "-fvisibility=hidden", "-Wall", "-Wextra",
+)  # fmt: skip
+
+
 def _compile(compiler: list[str], sources: Sequence[Path], package: Path, library: Path) -> None:
     include, staged = package / "include", library.parent
     command = [
-        # Contracted to one rounding, a gated sum would have other bits on aarch64 than on x86-64.
-        *compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-s", "-fvisibility=hidden",
-        "-Wall", "-Wextra",
+        *compiler, *_FLAGS, "-O2",
         "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_USE_THREADPOOL",
         "-isystem", str(include), "-isystem", str(include / "executorch/runtime/core/portable_type/c10"),
         *map(str, sources), "-o", str(library), "-pthread",
@@ -204,6 +250,10 @@ def _compile(compiler: list[str], sources: Sequence[Path], package: Path, librar
         *(f"-l:{path.name}" for path in sorted(staged.glob(f"{PRIVATE_PREFIX.decode()}*.so"))),
         "-Wl,-rpath,$ORIGIN",
     ]  # fmt: skip
+    _run(command)
+
+
+def _run(command: Sequence[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise NativeBuildError(f"the C++ compiler failed: {_first_error(result.stderr)}")
@@ -231,23 +281,33 @@ def _first_error(text: str) -> str:
 
 
 class NativeEngineHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Runs before wheels and editable installs; a missing native engine is a warning, not a failure."""
+    """Runs before wheels and editable installs; a missing native library is a warning, not a failure."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Adds the engine (or the reason it is missing) to the wheel and sets its platform tag."""
+        """Adds the libraries (or the reason the engine is missing) to the wheel and sets its platform tag."""
         if self.target_name != "wheel":
             return
         root = Path(self.root)
+        reason = self._failure(build_native, "its native ExecuTorch engine")
+        if reason is not None:
+            record_absence(root, reason)
+        slow = self._failure(build_preprocess, "its library for pictures, which OpenCV then shrinks")
+        if slow is not None:
+            shutil.rmtree(root / PREPROCESS_OUTPUT, ignore_errors=True)
+        if reason is None or slow is None:
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-linux_{target_machine(os.environ)}"
+        build_data["artifacts"] += [f"{OUTPUT.as_posix()}/*", f"{PREPROCESS_OUTPUT.as_posix()}/*"]
+
+    def _failure(self, build: Callable[[Path, Mapping[str, str]], Path], what: str) -> str | None:
+        """Why `build` failed, after a warning; None when it did not."""
         try:
-            build_native(root, os.environ)
+            build(Path(self.root), os.environ)
         except NativeBuildError as error:
             if os.environ.get("MARS_EDGE_NATIVE") == "require":
                 raise
-            record_absence(root, str(error))
-            self.app.display_warning(f"mars-edge is built without its native ExecuTorch engine: {error}")
-        else:
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-linux_{target_machine(os.environ)}"
-        build_data["artifacts"].append(f"{OUTPUT.as_posix()}/*")
+            self.app.display_warning(f"mars-edge is built without {what}: {error}")
+            return str(error)
+        return None

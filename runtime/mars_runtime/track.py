@@ -19,6 +19,7 @@ from mars_runtime.capture import Delivery, Sample
 from mars_runtime.feed import Feed
 from mars_runtime.health import Health, SampleSeen, Summary
 from mars_runtime.limits import Limits, kind_of, limits_of
+from mars_runtime.preprocessing import preprocess
 from mars_runtime.region import Box
 from mars_runtime.sensors.driver import Traits
 
@@ -148,7 +149,7 @@ class Track:
         if data is None:
             return None
         try:
-            tensor = self.modality.preprocess(data)
+            tensor = preprocess(self.modality, data)
         except UsageError as error:
             if not self.state.accepted:
                 raise UsageError(f"sensor {self.modality.name} ({self.traits.description}): {error}") from error
