@@ -188,11 +188,11 @@ def no_child(*_: object, **__: object) -> None:
     ("modalities", "rate_hz", "seconds", "reason"),
     [
         ((*MODEL.modalities, PROMPT), None, 5.0, "no sensor gives text (words)"),
-        (MODEL.modalities, 2.0, 5.0, "a process has 1 s, too few for 3 decisions at 2 Hz"),
-        (MODEL.modalities, 1e-300, 5.0, "a process has 1 s, too few for 3 decisions at 1e-300 Hz"),
-        (MODEL.modalities, None, 0.5, "a process has 0.1 s, too few for 3 decisions at 15 Hz"),
-        ((replace(MODEL.modalities[0], rate_hz=0.5), *MODEL.modalities[1:]), None, 5.0,
-         "a process has 1 s, too few for a sensor of 0.5 Hz"),
+        (MODEL.modalities[:2], 0.5, 5.0, "5 s are too few for sensors so slow (rgb 0.5 Hz, depth 0.5 Hz)"),
+        (MODEL.modalities[:1], 1e-300, 5.0, "5 s are too few for sensors so slow (rgb 1e-300 Hz)"),
+        (MODEL.modalities[:1], None, 0.1, "0.1 s are too few for sensors so slow (rgb 15 Hz)"),
+        ((replace(MODEL.modalities[0], rate_hz=0.1), MODEL.modalities[1]), None, 5.0,
+         "5 s are too few for sensors so slow (rgb 0.1 Hz, depth 15 Hz)"),
     ],
 )  # fmt: skip
 def test_where_there_can_be_no_stream_the_reason_is_said_and_nothing_is_started(
@@ -208,6 +208,34 @@ def test_where_there_can_be_no_stream_the_reason_is_said_and_nothing_is_started(
     found = live_times(opening, inputs, rate_hz=rate_hz, seconds=seconds)
     assert (found["reason"], found["loops"]) == (reason, {})
     assert lines(found) == ["", f"  as a stream: not measured: {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "seconds", "shares"),
+    [
+        ({"rgb": 30.0, "ir": 30.0}, 5.0, 50),
+        ({"rgb": 3.0}, 5.0, 5),
+        ({"voice": 15.0, "image": 1.0}, 2.5, 2),
+        ({"rgb": 1.0}, 2.5, 0),
+    ],
+)
+def test_a_time_is_cut_so_that_each_part_has_three_decisions_and_a_sample_of_every_sensor(
+    rates: dict[str, float], seconds: float, shares: int
+) -> None:
+    assert live._shares(rates, seconds) == shares
+
+
+def test_slow_sensors_are_streamed_in_fewer_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[None] = []
+
+    def in_child(*_: object, **__: object) -> dict[str, Streamed]:
+        started.append(None)
+        return dict.fromkeys(live.LOOPS, streams(10.0))
+
+    monkeypatch.setattr(live, "in_child", in_child)
+    found = live_times(Opening(model="none.pte", threads=None, engine=None), INPUTS, rate_hz=1.0)
+    assert len(started) == found["processes"] == 1
+    assert lines(found)[1].endswith("5 s of each loop in one process")
 
 
 def test_a_machine_on_which_no_decision_was_whole_gives_a_reason_and_no_numbers(

@@ -127,15 +127,16 @@ def live_times(
         inputs: of every modality; sensors of a stream hand them out.
         rate_hz: of every sensor and of the loop at a fixed rate; None means each sensor's own, and that of the fastest.
         seconds: of each loop, shared out among the processes.
-        processes: one after the other.
+        processes: one after the other; fewer where slow sensors would not give a sample in each.
 
     Raises:
         EngineError: the engine or a process failed.
     """
     rates = {name: rate_hz or given.traits.rate_hz for name, given in inputs.items()}
-    each_s = seconds / processes
+    processes = min(processes, _shares(rates, seconds))
+    each_s = seconds / max(processes, 1)
     document = partial(_document, rates, seconds, processes)
-    reason = _reason(inputs, rates, each_s)
+    reason = _reason(inputs, rates, seconds, processes)
     if reason is not None:
         return document(reason, {})
     found: dict[str, list[Streamed]] = {loop: [] for loop in LOOPS}
@@ -155,7 +156,9 @@ def lines(live: Mapping[str, Any] | None) -> list[str]:
     if live["reason"] is not None:
         return ["", *sentence(f"as a stream: not measured: {live['reason']}")]
     rates = ", ".join(f"{name} {hz:g} Hz" for name, hz in live["sensors_hz"].items())
-    title = f"as a stream, ms: {rates}, {live['seconds']:g} s of each loop in {live['processes']} processes"
+    count = live["processes"]
+    where = "one process" if count == 1 else f"{count} processes"
+    title = f"as a stream, ms: {rates}, {live['seconds']:g} s of each loop in {where}"
     cells = [_cells(loop, found) for loop, found in live["loops"].items()]
     return ["", *sentence(title), *table(_HEADER, cells, align="<" + ">" * (len(_HEADER) - 1)), *_remarks(live)]
 
@@ -178,16 +181,14 @@ def _remarks(live: Mapping[str, Any]) -> list[str]:
     return [*sentence(said), *(sentence(f"decisions that lacked a sensor, left out: {counts}") if missing else [])]
 
 
-def _reason(inputs: Mapping[str, Input], rates: Mapping[str, float], each_s: float) -> str | None:
+def _reason(inputs: Mapping[str, Input], rates: Mapping[str, float], seconds: float, processes: int) -> str | None:
     """Why there can be no stream; None where there can."""
     texts = [name for name, given in inputs.items() if given.modality.kind == "text"]
     if texts:
         return f"no sensor gives text ({', '.join(texts)})"
-    fastest_hz, slowest_hz = max(rates.values()), min(rates.values())
-    if fastest_hz * each_s < _LEAST_DECISIONS:
-        return f"a process has {each_s:g} s, too few for {_LEAST_DECISIONS} decisions at {fastest_hz:g} Hz"
-    if slowest_hz * each_s < 1.0:
-        return f"a process has {each_s:g} s, too few for a sensor of {slowest_hz:g} Hz"
+    if processes < 1:
+        told = ", ".join(f"{name} {hz:g} Hz" for name, hz in rates.items())
+        return f"{seconds:g} s are too few for sensors so slow ({told})"
     return None
 
 
@@ -214,7 +215,7 @@ def _in_turn(
 ) -> dict[str, Streamed]:
     """The child's part: streams of both loops in turn."""
     engine = open_engine(opening.model, threads=opening.threads, engine=opening.engine, self_test=False)
-    streams = _streams(rates, seconds)
+    streams = min(_STREAMS, _shares(rates, seconds))
     found: dict[str, list[Streamed]] = {loop: [] for loop in LOOPS}
     try:
         for index, phases in enumerate(_phases(sorted(inputs), streams, seed)):
@@ -236,10 +237,9 @@ def _in_turn(
     return {loop: _together(each) for loop, each in found.items()}
 
 
-def _streams(rates: Mapping[str, float], seconds: float) -> int:
-    """As many as have a few decisions each, and a sample of the slowest sensor."""
-    fewest = min(max(rates.values()) * seconds / _LEAST_DECISIONS, min(rates.values()) * seconds)
-    return max(1, min(_STREAMS, int(fewest)))
+def _shares(rates: Mapping[str, float], seconds: float) -> int:
+    """Into how many parts a time can be cut so that each has a few decisions and a sample of the slowest sensor."""
+    return int(min(max(rates.values()) * seconds / _LEAST_DECISIONS, min(rates.values()) * seconds) + 1e-9)
 
 
 def _ready(
