@@ -21,7 +21,7 @@ from mars_runtime.commands.options import MOST_THREADS, files_from
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
-from mars_runtime.profiling import comparison, device, objectives, operators, picture, probe, report
+from mars_runtime.profiling import comparison, device, live, objectives, operators, picture, probe, report
 from mars_runtime.profiling.inputs import Input, from_files, generated, single
 from mars_runtime.profiling.repeats import Opening, Plan, Repeated, repeat
 from mars_runtime.profiling.rows import Series, row_of, sustained, together
@@ -31,6 +31,8 @@ from mars_runtime.profiling.timer import check_timer
 from mars_runtime.twins import twin_of
 
 _EXAMPLE = "example: mars-edge profile --model face_antispoof.pte --mode quick --md profile.md"
+# Of each loop of a stream.
+_STREAM_S = {"quick": 2.5, "standard": 10.0, "sustained": 10.0}
 _SUFFIXES = {"--json": (".json",), "--md": (".md",), "--picture": (".svg", ".png")}
 
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         measured = _measure(options, schedule, candidates, inputs, wanted)
         _add_rows(made, measured, [one.manifest for one in candidates], labels)
         _add_processes(made, options, candidates[0].opening, inputs)
-        made["operators"] = _operators(options) if options.ops else None
+        made["operators"] = _operators(options, candidates[0].opening) if options.ops else None
     except (KeyboardInterrupt, SystemExit):
         # Half a run says nothing about the other half.
         say("profile: interrupted; nothing is written", options)
@@ -95,23 +97,24 @@ class _Candidate:
 
 def _candidates(options: argparse.Namespace) -> list[_Candidate]:
     """The artifact of --model; then that of --beside, or its own float32 twin where there is one."""
-    first = _candidate(options, find_model(options.model), options.engine)
+    first = _candidate(find_model(options.model), options.threads, options.engine)
     beside = find_model(options.beside) if options.beside is not None else None
     if beside is None and not options.no_beside:
         beside = twin_of(first.path, first.manifest)
     if beside is None:
         return [first]
     engine = options.engine if beside.suffix == first.path.suffix else None
-    found = [first, _candidate(options, beside, engine)]
+    # The pool of ExecuTorch belongs to the process that both share.
+    found = [first, _candidate(beside, first.opening.threads, engine)]
     _need_alike([one.manifest for one in found])
     return found
 
 
-def _candidate(options: argparse.Namespace, path: Path, engine: str | None) -> _Candidate:
+def _candidate(path: Path, threads: int | None, engine: str | None) -> _Candidate:
     """Opened once, with its self-test, and closed again: every measurement opens it in a process of its own."""
-    opened = open_engine(path, threads=options.threads, engine=engine)
+    opened = open_engine(path, threads=threads, engine=engine)
+    opening = Opening(model=str(path), threads=opened.threads, engine=engine)
     opened.close()
-    opening = Opening(model=str(path), threads=options.threads, engine=engine)
     return _Candidate(opening=opening, manifest=opened.manifest, engine=opened.name)
 
 
@@ -163,7 +166,8 @@ def _begin(
             "min_seconds": schedule.min_seconds,
             "processes": schedule.processes,
             "rate_hz": options.rate_hz or max(given.traits.rate_hz for given in inputs.values()),
-            "threads": options.threads,
+            "threads": first.opening.threads,
+            "threads_chosen": options.threads is None,
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
             "pause_ms": options.pause_ms,
             "engine": first.engine,
@@ -274,19 +278,21 @@ def _ratio(label: str, own: Sequence[Series], other: Sequence[Series]) -> dict[s
     }
 
 
-def _operators(options: argparse.Namespace) -> dict[str, Any]:
+def _operators(options: argparse.Namespace, opening: Opening) -> dict[str, Any]:
     say("profile: operators, by the runtime's own profiler", options)
-    return operators.describe(find_model(options.model), options.engine, threads=options.threads)
+    return operators.describe(Path(opening.model), opening.engine, threads=opening.threads)
 
 
 def _add_processes(
     made: dict[str, Any], options: argparse.Namespace, opening: Opening, inputs: Mapping[str, Input]
 ) -> None:
-    """Start-up and memory, in processes of their own, one after the other."""
-    made["load"] = made["memory"] = None
+    """A stream, start-up and memory, in processes of their own, one after the other."""
+    made["live"] = made["load"] = made["memory"] = None
     if options.no_processes:
         return
-    say("profile: start-up and memory, in processes of their own", options)
+    say("profile: a stream, then start-up and memory, in processes of their own", options)
+    seconds = _STREAM_S[options.mode]
+    made["live"] = live.live_times(opening, inputs, rate_hz=options.rate_hz, seconds=seconds)
     few = {name: single(given.modality, given.frames[0].data) for name, given in inputs.items()}
     made["load"] = probe.load_times(opening, few)
     made["memory"] = probe.memory_use(opening, few)
@@ -353,7 +359,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
     add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
-    add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256")
+    add(
+        "--threads",
+        type=positive(int, most=MOST_THREADS),
+        metavar="N",
+        help="threads of the engine, 1 to 256; default: by MACs",
+    )
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument(
         "--beside", metavar="FILE", help="another artifact of the same inputs, measured in turn; default: its fp32 twin"
@@ -376,7 +387,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--picture-size", type=_size, default=(480, 640), metavar="WxH", help="of generated pictures (default 640x480)")
     add("--seed", type=positive(int, zero=True), default=0, help="of generated samples (default 0)")
     add("--ops", action="store_true", help="per-operator detail where the runtime gives it")
-    add("--no-processes", action="store_true", help="leave start-up and memory out")
+    add("--no-processes", action="store_true", help="leave the stream, start-up and memory out")
     add("--compare", type=Path, metavar="BASE.json", help="an earlier report; refused when the runs are unlike")
     add("--force", action="store_true", help="compare unlike runs all the same, and say so")
     add("--slo", metavar="LIST", help="objectives, e.g. 'p90<=15ms,p99@rgb+ir<=20ms,rss<=200MB'; missed: exit 5")

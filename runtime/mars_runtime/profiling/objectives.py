@@ -14,7 +14,7 @@ _TIME_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 _MEMORY_MB = {"kB": 0.001, "MB": 1.0, "GB": 1000.0}
 _SHARE = {"%": 0.01}
 _QUANTILES = ("mean", "p50", "p90", "p95", "p99", "max")
-_EXAMPLE = "e.g. 'p90<=15ms,p99@rgb+ir<=20ms,misses<=0.1%,rss<=200MB,load<=2s'"
+_EXAMPLE = "e.g. 'p90<=15ms,p99@rgb+ir<=20ms,age_p99<=100ms,misses<=0.1%,rss<=200MB,load<=2s'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,10 @@ def _quantile(_: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> floa
     return value
 
 
-def _age(_: Mapping[str, Any], row: Mapping[str, Any], metric: str) -> float | None:
-    value: float = row["stages"]["age"][f"{metric.removeprefix('age_')}_ms"]
+def _age(report: Mapping[str, Any], _: Mapping[str, Any], metric: str) -> float | None:
+    """Of the stream that decides at a fixed rate, as `run` does."""
+    loops = (report["live"] or {}).get("loops") or {}
+    value: float | None = loops["fixed_rate"]["age"][f"{metric.removeprefix('age_')}_ms"] if loops else None
     return value
 
 
@@ -125,7 +127,7 @@ def _load(report: Mapping[str, Any], _: Mapping[str, Any], metric: str) -> float
 _Read = Callable[[Mapping[str, Any], Mapping[str, Any], str], float | None]
 _METRICS: dict[str, tuple[dict[str, float], _Read, bool]] = {
     **dict.fromkeys(_QUANTILES, (_TIME_MS, _quantile, True)),
-    **{f"age_{name}": (_TIME_MS, _age, True) for name in ("p50", "p90", "p99")},
+    **{f"age_{name}": (_TIME_MS, _age, False) for name in ("p50", "p90", "p99")},
     "misses": (_SHARE, _misses, True),
     "rss": (_MEMORY_MB, _memory, False),
     "pss": (_MEMORY_MB, _memory, False),

@@ -25,6 +25,8 @@ from mars_edge.manifest import Manifest
 from mars_runtime.engines import graph, read_manifest
 from mars_runtime.engines.native import NativeRunner
 from mars_runtime.engines.protocol import BINDING
+from mars_runtime.engines.threads import default_threads
+from mars_runtime.machine import usable_cores
 from mars_runtime.profiling import native_trace
 from mars_runtime.profiling.inputs import generated
 from mars_runtime.profiling.native_trace import MethodTrace
@@ -150,7 +152,7 @@ def _of_graph(sealed: Sealed, threads: int | None) -> dict[str, Any]:
 
 def _profiled(model: bytes, manifest: Manifest, threads: int | None, folder: Path) -> Path:
     runtime = importlib.import_module("onnxruntime")
-    options = _options(runtime, threads, folder)
+    options = _options(runtime, default_threads(manifest, usable_cores()) if threads is None else threads, folder)
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     samples = _samples(manifest)
     feed: dict[str, NDArray[Any]] = {}
@@ -163,7 +165,7 @@ def _profiled(model: bytes, manifest: Manifest, threads: int | None, folder: Pat
     return Path(session.end_profiling())
 
 
-def _options(runtime: Any, threads: int | None, folder: Path) -> Any:
+def _options(runtime: Any, threads: int, folder: Path) -> Any:
     """Those of the engine, with the profile: a pool that spins would tell other times than its decisions take."""
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -171,8 +173,7 @@ def _options(runtime: Any, threads: int | None, folder: Path) -> Any:
     options.profile_file_prefix = str(folder / "profile")
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
     return options
 
 

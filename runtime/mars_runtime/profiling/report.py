@@ -14,6 +14,7 @@ from typing import Any
 
 from mars_edge import __version__
 from mars_edge.manifest import Manifest
+from mars_runtime.profiling import live
 from mars_runtime.profiling.comparison import SCHEMA_VERSION
 from mars_runtime.text import NOTHING, amount, fact, percent, sentence, table
 
@@ -70,7 +71,7 @@ def as_text(report: Mapping[str, Any]) -> list[str]:
     lines += table(_INTERVAL_HEADER, [_interval_cells(row) for row in report["rows"]], align="<>>>")
     lines += ["", "its stages, p50 in ms"]
     lines += table(*_stage_table(report["rows"]), align="<" + ">" * len(report["rows"]))
-    lines += _beside_lines(report) + _sustained_lines(report) + _start_lines(report)
+    lines += _beside_lines(report) + _sustained_lines(report) + live.lines(report["live"]) + _start_lines(report)
     lines += _comparison_lines(report) + _objective_lines(report) + _operator_lines(report)
     return lines
 
@@ -83,8 +84,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     parts += ["", f"{_intervals_title(report).capitalize()}:", ""]
     parts += _markdown_table(_INTERVAL_HEADER, [_interval_cells(row) for row in report["rows"]])
     parts += ["", "Stages, p50 in ms:", "", *_markdown_table(*_stage_table(report["rows"]))]
-    rest = (_beside_lines, _sustained_lines, _start_lines, _comparison_lines, _objective_lines, _operator_lines)
-    for lines in (make(report) for make in rest):
+    rest = (_start_lines, _comparison_lines, _objective_lines, _operator_lines)
+    own = [_beside_lines(report), _sustained_lines(report), live.lines(report["live"])]
+    for lines in [*own, *(make(report) for make in rest)]:
         if lines:
             parts += ["", "```", *(line for line in lines if line), "```"]
     return "\n".join(parts) + "\n"
@@ -140,7 +142,8 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     about, device, settings, timer = (report[key] for key in ("artifact", "device", "settings", "timer"))
     rounds = report["rows"][-1]["stages"]["total"]["n"]
     size, macs, weights = amount(about["bytes"], "B"), amount(about["macs"]), amount(about["parameters"])
-    threads, pace = settings["threads"] or "its own choice", _pace(settings["pause_ms"])
+    threads = f"{settings['threads']}{', its own choice' if settings['threads_chosen'] else ''}"
+    pace = _pace(settings["pause_ms"])
     return [
         ("artifact", f"{about['file']}, {about['precision']}, {size}, sha256 {about['sha256'][:12]}, "
                      f"{weights} parameters, {macs} MACs"),

@@ -17,7 +17,7 @@ from mars_runtime.profiling.subject import Timed
 
 # What the engine itself takes; all else of a decision is ours.
 _BEFORE_ENGINE = ("capture_wait", "preprocess")
-TOTAL, LOOP, OUTSIDE, AGE = "total", "loop", "outside_engine", "age"
+TOTAL, LOOP, OUTSIDE = "total", "loop", "outside_engine"
 _BINS = 60
 _SHOWN_SHARE, _SHOWN_MEDIANS = 0.995, 4.0
 _WINDOW_S, _MINUTE_S = 5.0, 60.0
@@ -56,7 +56,6 @@ def series_of(timed: Sequence[Timed], at_s: Sequence[float]) -> Series:
             LOOP: total - engine - stages["preprocess"],
             TOTAL: total,
             OUTSIDE: total - engine,
-            AGE: np.array([one.age_ms for one in timed]),
         },
     )
 

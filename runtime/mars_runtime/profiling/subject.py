@@ -1,6 +1,6 @@
 """One artifact with some of its sensors, decided on as in a stream: the real loop, on samples handed to it.
 
-Capture threads are left out: what they cost depends on the cameras. A sample is handed over right before the decision.
+Capture threads are left out (`live` has them): a sample is handed over right before the decision.
 """
 
 from __future__ import annotations
@@ -56,12 +56,10 @@ class Timed:
     Attributes:
         stages_ms: by stage, as in the decision line.
         total_ms: from the first look at the sensors to the finished decision.
-        age_ms: of the oldest sample used, when the decision was finished.
     """
 
     stages_ms: Mapping[str, float]
     total_ms: float
-    age_ms: float
 
 
 class Subject:
@@ -95,7 +93,7 @@ class Subject:
         total_ms = 1000.0 * (time.perf_counter() - begin_s)
         self._need_all(decision)
         stages = {stage: ms for stage, ms in decision.latency_ms.items() if stage != "total"}
-        return Timed(stages_ms=stages, total_ms=total_ms, age_ms=decision.age_ms or 0.0)
+        return Timed(stages_ms=stages, total_ms=total_ms)
 
     def _need_all(self, decision: Decision) -> None:
         if decision.subset != self.label or not decision.experts:
