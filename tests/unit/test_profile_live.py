@@ -206,7 +206,7 @@ def test_where_there_can_be_no_stream_the_reason_is_said_and_nothing_is_started(
     inputs = generated(manifest(modalities), picture=(60, 80))
     opening = Opening(model="none.pte", threads=None, engine=None)
     found = live_times(opening, inputs, rate_hz=rate_hz, seconds=seconds)
-    assert (found["reason"], found["loops"]) == (reason, {})
+    assert (found["reason"], found["loops"], found["processes"]) == (reason, {}, 5)
     assert lines(found) == ["", f"  as a stream: not measured: {reason}"]
 
 

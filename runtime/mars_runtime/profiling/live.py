@@ -133,15 +133,14 @@ def live_times(
         EngineError: the engine or a process failed.
     """
     rates = {name: rate_hz or given.traits.rate_hz for name, given in inputs.items()}
-    processes = min(processes, _shares(rates, seconds))
-    each_s = seconds / max(processes, 1)
-    document = partial(_document, rates, seconds, processes)
-    reason = _reason(inputs, rates, seconds, processes)
+    reason = _reason(inputs, rates, seconds)
     if reason is not None:
-        return document(reason, {})
+        return _document(rates, seconds, processes, reason, {})
+    processes = min(processes, _shares(rates, seconds))
+    document = partial(_document, rates, seconds, processes)
     found: dict[str, list[Streamed]] = {loop: [] for loop in LOOPS}
     for index in range(processes):
-        task = partial(_in_turn, opening, inputs, rates, rate_hz, each_s, index)
+        task = partial(_in_turn, opening, inputs, rates, rate_hz, seconds / processes, index)
         for loop, streamed in in_child(task, progress=_part(progress, index, processes)).items():
             found[loop].append(streamed)
     if not all(any(one.decisions > one.incomplete for one in streams) for streams in found.values()):
@@ -181,12 +180,12 @@ def _remarks(live: Mapping[str, Any]) -> list[str]:
     return [*sentence(said), *(sentence(f"decisions that lacked a sensor, left out: {counts}") if missing else [])]
 
 
-def _reason(inputs: Mapping[str, Input], rates: Mapping[str, float], seconds: float, processes: int) -> str | None:
+def _reason(inputs: Mapping[str, Input], rates: Mapping[str, float], seconds: float) -> str | None:
     """Why there can be no stream; None where there can."""
     texts = [name for name, given in inputs.items() if given.modality.kind == "text"]
     if texts:
         return f"no sensor gives text ({', '.join(texts)})"
-    if processes < 1:
+    if _shares(rates, seconds) < 1:
         told = ", ".join(f"{name} {hz:g} Hz" for name, hz in rates.items())
         return f"{seconds:g} s are too few for sensors so slow ({told})"
     return None
