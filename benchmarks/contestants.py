@@ -110,16 +110,10 @@ def _torch_dense(network: Network, module: Callable[..., torch.Tensor], name: st
     return Contestant(who=Who(name=name, precision="fp32"), decide=decide)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batched:
-    """A contestant that answers several samples with everything present in one call."""
-
-    who: Who
-    decide_all: Callable[[Samples], Sequence[NDArray[np.float32]]]
-
-
-def batched(path: Path, modalities: Sequence[Modality], threads: int, name: str) -> Batched:
-    """A dense graph that was exported for that many samples."""
+def batched(
+    path: Path, modalities: Sequence[Modality], threads: int
+) -> Callable[[Samples], Sequence[NDArray[np.float32]]]:
+    """Answers several samples with everything present in one call: a dense graph that was exported for that many."""
     session = _session(path, threads)
 
     def decide_all(samples: Samples) -> Sequence[NDArray[np.float32]]:
@@ -128,7 +122,7 @@ def batched(path: Path, modalities: Sequence[Modality], threads: int, name: str)
         logits: Sequence[NDArray[np.float32]] = session.run(None, {"present": present, **inputs})[0]
         return logits
 
-    return Batched(who=Who(name=name, precision="fp32"), decide_all=decide_all)
+    return decide_all
 
 
 def onnxruntime(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
@@ -182,7 +176,7 @@ def litert(path: Path, modalities: Sequence[Modality], threads: int) -> Contesta
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise UnavailableError(reason="not installed: ai-edge-litert (pip install 'mars-edge[bench]')")
     if not path.exists():
-        raise UnavailableError(reason="not converted: give --litert-python, see benchmarks/to_litert.py")
+        raise UnavailableError(reason=not_converted(path))
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
@@ -199,6 +193,14 @@ def litert(path: Path, modalities: Sequence[Modality], threads: int) -> Contesta
         return logits
 
     return Contestant(who=Who(name="LiteRT, dense, fp32", precision="fp32"), decide=decide)
+
+
+def not_converted(path: Path) -> str:
+    """Why there is no .tflite at `path`: what the converter said last, or that nobody asked for it."""
+    said = path.with_suffix(".failed")
+    if said.exists():
+        return f"not converted: {said.read_text(encoding='utf-8')}"
+    return "not converted: give --litert-python, see benchmarks/to_litert.py"
 
 
 def made(makers: Mapping[Who, Callable[[], Contestant]]) -> tuple[list[Contestant], list[Row]]:

@@ -58,7 +58,7 @@ def write_all(
             networks.write_ours(network, folder, [precision])
         found |= paths
     found["litert"] = folder / "dense.tflite"
-    if litert_python is not None:
+    if litert_python is not None and not found["litert"].with_suffix(".failed").exists():
         written(found["litert"], lambda path: _convert(network, path.parent, litert_python))
     found["dense"] = written(folder / "dense.onnx", lambda path: networks.write_dense(network, path))
     if all(networks.is_plain(expert) for expert in network.model.deployed.experts):
@@ -81,7 +81,9 @@ def _convert(network: Network, folder: Path, python: Path) -> None:
     command = [str(python), str(FOLDER / "to_litert.py"), str(folder)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        note(f"  to_litert.py failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        note(f"  to_litert.py failed: {said}")
+        (folder / "dense.failed").write_text(said, encoding="utf-8")
 
 
 def written(path: Path, write: Callable[[Path], object]) -> Path:
@@ -107,7 +109,20 @@ def field(
     makers[Who(name="PyTorch eager, skipping, fp32")] = partial(contestants.eager, network, skipping=True)
     if compile_too:
         makers[Who(name="torch.compile, dense, fp32")] = partial(contestants.compiled, network)
-    return contestants.made(makers | _graphs(network, paths, threads))
+    found, skipped = contestants.made(makers | _graphs(network, paths, threads))
+    return found, [*skipped, *_left_out(paths, compile_too=compile_too)]
+
+
+def _left_out(paths: Mapping[str, Path], *, compile_too: bool) -> list[Row]:
+    """A reason for each contestant that is in other tables and cannot be in this one."""
+    rows = []
+    if "gathered" not in paths:
+        reason = "no graph gathers experts that are not plain convolutions"
+        rows += [Row(who=Who(name=f"{name}, gathered, fp32"), reason=reason) for name in ("onnxruntime", "OpenVINO")]
+    if not compile_too:
+        reason = "compiles for minutes; see the table of one decision in every engine"
+        rows.append(Row(who=Who(name="torch.compile, dense, fp32"), reason=reason))
+    return rows
 
 
 def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[Who, Callable[[], Contestant]]:

@@ -25,6 +25,7 @@ import engines
 import networks
 import numpy as np
 from common import FOLDER, Row, Table, Who, note, part_parser, print_tables, table_of
+from contestants import not_converted
 from packaging.requirements import Requirement
 
 from mars_edge.errors import MarsEdgeError
@@ -161,7 +162,7 @@ def _refuse_absent(job: Start, paths: Mapping[str, Path]) -> None:
     if job.package and importlib.util.find_spec(job.package) is None:
         raise MarsEdgeError(f"not installed: {job.package}")
     if not paths[job.file].exists():
-        raise MarsEdgeError("not converted: give --litert-python, see benchmarks/to_litert.py")
+        raise MarsEdgeError(not_converted(paths[job.file]))
 
 
 def start(job: Start, paths: Mapping[str, Path]) -> tuple[float, float]:

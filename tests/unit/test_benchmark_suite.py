@@ -239,6 +239,63 @@ def test_a_lower_precision_may_be_twice_as_far_from_fp32_as_our_int8(
     assert [row.who.name for row in skipped] == ["far"]
 
 
+def test_a_contestant_that_is_not_here_has_a_row_with_its_reason_in_the_tables_of_scaling(
+    contestants: ModuleType, common: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scaling = importlib.import_module("scaling")
+
+    def absent(*given: Any, **more: Any) -> Any:
+        raise contestants.UnavailableError(reason="not installed: onnxruntime")
+
+    monkeypatch.setattr(contestants, "onnxruntime", absent)
+    monkeypatch.setattr(contestants, "ours", lambda *given: answering(contestants, common, "ours, .pte", "fp32", 0.0))
+    monkeypatch.setattr(scaling, "files", lambda *given: dict.fromkeys(("pte fp32", "onnx fp32", "dense", "gathered")))
+    monkeypatch.setattr(scaling.networks, "samples_of", lambda *given: [{"rgb": np.zeros(1, np.float32)}])
+    source = dataclasses.make_dataclass("Source", ["modalities"])([])
+    network = dataclasses.make_dataclass("Net", ["info", "names"])(
+        dataclasses.make_dataclass("Info", ["source"])(source), ("rgb",)
+    )
+    for table in (
+        scaling.sized(network, tmp_path, "t", "g", 1, 1),
+        scaling.faces(network, tmp_path, 1, "g", 1, 1),
+    ):
+        reasons = {row.who.name: row.reason for row in table.rows if row.value is None}
+        assert reasons == dict.fromkeys((scaling.ORT_DENSE, scaling.GATHERED), "not installed: onnxruntime")
+
+
+def test_a_file_that_was_not_converted_says_what_the_converter_said(contestants: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "dense.tflite"
+    assert contestants.not_converted(path) == "not converted: give --litert-python, see benchmarks/to_litert.py"
+    (tmp_path / "dense.failed").write_text("MemoryError")
+    assert contestants.not_converted(path) == "not converted: MemoryError"
+
+
+def test_what_other_tables_have_and_this_one_cannot_has_a_row_with_its_reason(folder: None) -> None:
+    engines = importlib.import_module("engines")
+    assert engines._left_out({"gathered": Path("g")}, compile_too=True) == []
+    names = [row.who.name for row in engines._left_out({}, compile_too=False)]
+    assert names == ["onnxruntime, gathered, fp32", "OpenVINO, gathered, fp32", "torch.compile, dense, fp32"]
+
+
+def test_artifacts_for_timing_run_a_self_test_of_every_subset_when_they_are_opened(
+    networks: ModuleType, repository: Path
+) -> None:
+    from mars_training.data.load import describe
+
+    recipe = small_recipe(repository)
+    network = networks.random_network(recipe, describe(recipe.data))
+    golden = networks._untested(network)
+    assert len(golden.logits) == len(all_subsets(NAMES))
+    for modality in network.info.source.modalities:
+        assert golden.sample(modality).shape == modality.shape
+
+
+def test_zeros_for_a_missing_picture_are_made_once(networks: ModuleType) -> None:
+    given = {NAMES[0]: sample(1)[NAMES[0]]}
+    first, again = (networks.decision_inputs(TinyModel.create().manifest().modalities, given) for _ in range(2))
+    assert first[f"x_{NAMES[1]}"] is again[f"x_{NAMES[1]}"] and not first[f"x_{NAMES[1]}"].any()
+
+
 def test_an_unrolled_graph_answers_as_the_lazy_one_under_every_subset(networks: ModuleType, tmp_path: Path) -> None:
     model = TinyModel.create()
     write_onnx(model, tmp_path / "lazy.onnx")
