@@ -30,6 +30,11 @@ def methods(repository: Path) -> Iterator[ModuleType]:
     sys.path.remove(str(repository / "benchmarks"))
 
 
+@pytest.fixture(scope="module")
+def turns(methods: ModuleType) -> ModuleType:
+    return importlib.import_module("turns")
+
+
 def processes(methods: ModuleType, *precisions: str) -> list[Any]:
     return [methods.Process(path="x", precision=p, threads=n) for p in precisions for n in (1, 2)]
 
@@ -78,11 +83,11 @@ def test_more_threads_win_from_where_the_ratio_passes_one_if_it_does_so_once(
         assert at == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_turn_times_every_stage_and_every_kind_of_decision(methods: ModuleType) -> None:
+def test_a_turn_times_every_stage_and_every_kind_of_decision(turns: ModuleType) -> None:
     engine = FakeEngine(manifest())
-    found = methods.turn(engine, methods.sample_of(engine.manifest), pause_s=0.0, fastest=False)
+    found = turns.turn(engine, turns.sample_of(engine.manifest), pause_s=0.0, fastest=False)
     assert list(found)[:6] == ["encode_rgb", "encode_depth", "encode_ir", "route", "an expert", "head"]
-    assert list(found)[6:] == [methods.WHOLE, *(f"decision, {name} alone" for name in ("rgb", "depth", "ir"))]
+    assert list(found)[6:] == [turns.WHOLE, *(f"decision, {name} alone" for name in ("rgb", "depth", "ir"))]
     assert engine.manifest.active_experts == 2
     # The fake's stages last 0.1 ms each.
     assert found["an expert"] == pytest.approx(0.05) and found["route"] == pytest.approx(0.1)
@@ -90,16 +95,16 @@ def test_a_turn_times_every_stage_and_every_kind_of_decision(methods: ModuleType
     assert asked == {frozenset(("rgb", "depth", "ir")), *(frozenset((name,)) for name in ("rgb", "depth", "ir"))}
 
 
-def test_the_fastest_call_is_no_slower_than_the_median_one(methods: ModuleType) -> None:
+def test_the_fastest_call_is_no_slower_than_the_median_one(turns: ModuleType) -> None:
     class Slowing(FakeEngine):
         def infer(self, samples: Any, features: Any) -> Any:
             found = super().infer(samples, features)
             found.latency_ms["head"] = float(len(self.calls))
             return found
 
-    sample = methods.sample_of(manifest())
+    sample = turns.sample_of(manifest())
     fastest, median = (
-        methods.turn(Slowing(manifest()), sample, pause_s=0.0, fastest=fastest)["head"] for fastest in (True, False)
+        turns.turn(Slowing(manifest()), sample, pause_s=0.0, fastest=fastest)["head"] for fastest in (True, False)
     )
     assert fastest < median
 
