@@ -30,6 +30,7 @@ from mars_edge.options import OneLineParser
 BEGIN = "<!-- benchmarks/suite.py writes what is between these lines -->"
 END = "<!-- end of what benchmarks/suite.py writes -->"
 _SCHEMA = 1
+_FLAGS = {"work": "--work", "run": "--run", "litert": "--litert-python"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,8 @@ class Step:
     options: Sequence[str]
     quick: Sequence[str]
     threads: int = 1
-    work: bool = False
-    weights: bool = False
-    """Whether it takes --work; whether it takes --run and --litert-python too."""
+    takes: Sequence[str] = ("work", "run", "litert")
+    """Which of --work, --run and --litert-python it is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,6 @@ def _engine_steps(*more: str, rounds: int = 200) -> list[Step]:
             options=[*more, "--threads", str(threads), "--rounds", str(rounds)],
             quick=[*more, "--threads", str(threads), "--rounds", "10"],
             threads=threads,
-            weights=True,
         )
         for threads in (1, 2)
     ]
@@ -93,7 +92,7 @@ PLANS = (
                 script="engines.py",
                 options=["--what", "sizes", "--network", network, "--fp32-only", "--rounds", rounds],
                 quick=["--what", "sizes", "--network", network, "--fp32-only", "--rounds", "3"],
-                work=True,
+                takes=("work", "litert"),
             )
             for network, rounds in (("casia_surf", "20"), ("face_antispoof", "100"))
         ],
@@ -105,7 +104,7 @@ PLANS = (
     Plan(
         name="footprint",
         title="Start-up, memory and size",
-        steps=[Step(script="footprint.py", options=["--rounds", "5"], quick=["--rounds", "1"], weights=True)],
+        steps=[Step(script="footprint.py", options=["--rounds", "5"], quick=["--rounds", "1"])],
         notes=[
             "A fresh process: imports, load, one decision. Size is that of the installed packages with all that they "
             "require; ours holds training and export code too."
@@ -119,7 +118,6 @@ PLANS = (
                 script="streaming.py",
                 options=["--rounds", "6", "--seconds", "6"],
                 quick=["--rounds", "1", "--seconds", "1"],
-                weights=True,
             )
         ],
         notes=[
@@ -143,7 +141,7 @@ PLANS = (
                 options=["--threads", str(threads), "--rounds", "100"],
                 quick=["--threads", str(threads), "--rounds", "3"],
                 threads=threads,
-                work=True,
+                takes=("work",),
             )
             for threads in (1, 2)
         ],
@@ -165,11 +163,9 @@ def run_part(plan: Plan, options: argparse.Namespace, work: Path, command: str) 
     machine, tables = machine_line(), []
     for step in plan.steps:
         arguments = list(step.quick if options.quick else step.options)
-        if step.work or step.weights:
-            arguments += ["--work", str(work)]
-        if step.weights:
-            arguments += ["--run", str(options.run)] if options.run else []
-            arguments += ["--litert-python", str(options.litert_python)] if options.litert_python else []
+        given = {"work": work, "run": options.run, "litert": options.litert_python}
+        for name in step.takes:
+            arguments += [_FLAGS[name], str(given[name])] if given[name] else []
         tables += tables_from(run_json(step.script, arguments, threads=step.threads))
     return Part(
         name=plan.name,
