@@ -69,6 +69,8 @@ ls -l "$work"/wheel/*.whl >&2
 
 on_aarch64 -m mars_edge info --engines | grep -q '^executorch-native *yes' ||
     { echo "aarch64_check: the native engine does not load on aarch64" >&2; exit 1; }
+on_aarch64 -c 'import sys; from mars_runtime.preprocessing import has_library; sys.exit(not has_library())' ||
+    { echo "aarch64_check: the library for pictures has other bits than OpenCV on aarch64" >&2; exit 1; }
 "$python" "$repository/runtime/deploy/answers.py" "$model" "$work/samples.npz" --record >"$work/x86_64.jsonl"
 on_aarch64 "$repository/runtime/deploy/answers.py" "$model" "$work/samples.npz" >"$work/aarch64.jsonl"
 if ! said=$("$python" "$repository/runtime/deploy/answers.py" --compare "$work/x86_64.jsonl" "$work/aarch64.jsonl"); then

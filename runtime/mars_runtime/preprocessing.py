@@ -76,7 +76,7 @@ def _may_shrink(modality: Modality, raw: NDArray[Any]) -> bool:
 
 def _shrunk(library: ctypes.CDLL, modality: Modality, raw: NDArray[Any]) -> NDArray[np.float32] | None:
     """None for what the library leaves to the general way."""
-    picture = raw if _has_plain_rows(raw, modality.channels) else np.ascontiguousarray(raw)
+    picture = raw if _has_plain_rows(raw, modality.channels) else raw.copy(order="C")
     low, high = modality.range
     height, width = modality.shape[1:]
     planes = np.empty(modality.shape, np.float32)

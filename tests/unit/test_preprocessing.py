@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,39 @@ def test_no_byte_beyond_the_picture_is_read(library: ctypes.CDLL, channels: int,
     modality = camera((16, 9), channels, dtype, (0, 200))
     assert same_bits(preprocess(modality, raw), modality.preprocess(made))
     assert protect(memory.ctypes.data + end, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+
+
+UNDER_SANITIZERS = """
+import pathlib, sys
+from mars_runtime import preprocessing
+from tests.unit.test_preprocessing import random_case, same_bits
+preprocessing.LIBRARY = pathlib.Path(sys.argv[1])
+assert preprocessing.has_library()
+for modality, raw in map(random_case, range(900)):
+    assert same_bits(preprocessing.preprocess(modality, raw), modality.preprocess(raw))
+"""
+
+
+@needs_compiler
+def test_compiled_with_sanitizers_nothing_is_read_or_written_out_of_place(repository: Path, tmp_path: Path) -> None:
+    names = ("libasan.so", "libubsan.so")
+    found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    if not all(Path(library).is_absolute() for library in found):
+        pytest.skip("g++ has no sanitizers: apt-get install libgcc-12-dev, or the compiler's version of it")
+    library = tmp_path / PREPROCESS
+    checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    source = repository / hatch_build.PREPROCESS_SOURCES[0]
+    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", *checked, "-o", str(library)]
+    subprocess.run([*command, str(source)], check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "LD_PRELOAD": " ".join(found),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    arguments = [sys.executable, "-c", UNDER_SANITIZERS, str(library)]
+    done = subprocess.run(arguments, env=environment, cwd=repository, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_the_library_the_one_definition_is_used(place: Path) -> None:
