@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -323,6 +324,18 @@ def test_where_nothing_can_be_read_nothing_is_guessed(tmp_path: Path) -> None:
         None,
     )
     assert slowed_down(now, now, now) is None
+
+
+def test_a_system_that_keeps_its_load_to_itself_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr(os, "getloadavg", refused)
+    here = host(tmp_path, TERMUX)
+    assert conditions(here)["load"] is None
+    assert describe(here).cores >= 1
+    monkeypatch.delattr(os, "getloadavg")
+    assert conditions(here)["load"] is None
 
 
 @pytest.mark.parametrize("text", ["", "n/a\n", "12 kHz\n", "\xff\xfe"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mars_runtime.machine import this_machine
+from mars_runtime.machine import usable_cores
 from mars_runtime.profiling import board, thermal
 from mars_runtime.profiling import governor as clock_rates
 from mars_runtime.profiling.host import Host
@@ -54,7 +54,7 @@ def describe(host: Host | None = None) -> Device:
         soc=board.soc(host),
         processor=board.processor(host),
         architecture=platform.machine(),
-        cores=this_machine().cores,
+        cores=usable_cores(),
         cores_present=_cores_present(host),
         governor=clock_rates.governor(clocks),
         clocks=clocks,
@@ -78,8 +78,15 @@ def conditions(host: Host | None = None, *, tools: bool = True) -> dict[str, Any
     """
     host = host or Host()
     now = thermal.heat(host, tools=tools)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**asdict(now), "mhz": clock_rates.frequencies_mhz(host), "load": load}
+    return {**asdict(now), "mhz": clock_rates.frequencies_mhz(host), "load": _load()}
+
+
+def _load() -> float | None:
+    """Average number of running processes over the last minute; Android may keep it to itself."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def slowed_down(start: Mapping[str, Any], peak: Mapping[str, Any], end: Mapping[str, Any]) -> bool | None:
