@@ -113,16 +113,21 @@ def _library() -> ctypes.CDLL | None:
 
 def _agrees(library: ctypes.CDLL) -> bool:
     """Whether it gives the bits of `Modality.preprocess`: builds of OpenCV round a sum of products once or twice."""
-    generator = np.random.default_rng(0)
+    uneven = _uneven((*_TRIED_FROM, _MOST_CHANNELS))
     for dtype in _TYPES:
         high = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
         for channels in range(1, _MOST_CHANNELS + 1):
             tried = Modality(
                 name="tried", kind="image", channels=channels, size=_TRIED_TO, dtype=dtype, range=(0.0, high)
             )
-            noise = generator.random((*_TRIED_FROM, channels), np.float32)
-            raw = (np.maximum(noise - 0.1, 0.0) * high).astype(dtype)
+            raw = (uneven[:, :, :channels] * high).astype(dtype)
             tensor = _shrunk(library, tried, raw)
             if tensor is None or not np.array_equal(tensor, tried.preprocess(raw)):
                 return False
     return True
+
+
+def _uneven(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Values in 0..1, one in ten of them 0, with all their bits in use; importing numpy.random takes 8 ms and 7 MB."""
+    at = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    return np.maximum(at * 0.6180339887498949 % 1.0 - 0.1, 0.0)
