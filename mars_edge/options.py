@@ -26,7 +26,9 @@ def positive(
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not 0 <= value < math.inf or (value == 0 and not zero):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number")
+        if value < 0 or (value == 0 and not zero):
             raise argparse.ArgumentTypeError(f"{text} is {'below' if zero else 'not above'} 0")
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} is below {least}")

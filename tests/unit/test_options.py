@@ -36,8 +36,8 @@ def test_a_number_within_its_bounds_is_taken(text: str, bounds: dict[str, float]
         ("1e-300", {"least": 0.001}, "1e-300 is below 0.001"),
         ("0", {"least": 0.001}, "0 is not above 0"),
         ("1001", {"most": 1000}, "1001 is above 1000"),
-        ("nan", {"least": 0.001}, "nan is not above 0"),
-        ("inf", {"least": 0.001}, "inf is not above 0"),
+        ("nan", {"least": 0.001}, "nan is no finite number"),
+        ("inf", {"least": 0.001}, "inf is no finite number"),
         ("fast", {}, "invalid number value: 'fast'"),
     ],
 )
@@ -47,3 +47,10 @@ def test_a_number_outside_its_bounds_is_refused_with_the_bound(
     with pytest.raises(UsageError) as refusal:
         parsed(text, **bounds)
     assert str(refusal.value) == f"test: argument --rate: {message}"
+
+
+def test_a_whole_number_of_any_length_is_refused_in_one_line() -> None:
+    parser = OneLineParser(prog="mars-edge test")
+    parser.add_argument("--runs", type=positive(int, most=1000))
+    with pytest.raises(UsageError, match=r"^test: argument --runs: 9{400} is above 1000$"):
+        parser.parse_args(["--runs", "9" * 400])
