@@ -84,6 +84,8 @@ class Table:
         base: the contestant that `Row.ratio` is over.
         losses: of every row of ours that has any, the one against the best alternative of its precision.
         best: our best row against the best alternative, whatever their precision; None where a side is missing.
+        overall: the same over this table and those of the same job with other numbers of threads, each side with the
+            number that suits it best; None where there is no such table, or another one says it.
     """
 
     title: str
@@ -93,6 +95,7 @@ class Table:
     losses: Sequence[Duel]
     best: Duel | None
     group: str = ""
+    overall: Duel | None = None
 
     @property
     def full_title(self) -> str:
@@ -134,7 +137,7 @@ def table_of(
         base=names[at],
         rows=[*rows, *skipped],
         losses=_losses(contestants, measured),
-        best=_duel(contestants, measured, _numbers(contestants, True), _numbers(contestants, False)),
+        best=best_of(contestants, measured),
         group=group,
     )
 
@@ -142,6 +145,11 @@ def table_of(
 def ratio_of(measured: NDArray[np.float64], column: int, base: int) -> Share:
     """Median of a column of (R, S) over that of another, with a 95 % bootstrap interval over rounds."""
     return share_of(measured[:, [column, base]], [0], np.mean)
+
+
+def best_of(contestants: Sequence[Who], measured: NDArray[np.float64]) -> Duel | None:
+    """The least median of ours in `measured` (R, S) against that of all others; None where a side is missing."""
+    return _duel(contestants, measured, _numbers(contestants, True), _numbers(contestants, False))
 
 
 def _numbers(contestants: Sequence[Who], ours: bool) -> list[int]:
@@ -195,13 +203,16 @@ def part_from(found: Mapping[str, Any]) -> Part:
     return Part(**{**found, "tables": [_table_from(table) for table in found["tables"]]})
 
 
+def row_from(found: Mapping[str, Any]) -> Row:
+    """The row that `asdict` gave."""
+    ratio = None if found["ratio"] is None else Share(**found["ratio"])
+    return Row(**{**found, "who": Who(**found["who"]), "ratio": ratio})
+
+
 def _table_from(found: Mapping[str, Any]) -> Table:
-    rows = [
-        Row(**{**row, "who": Who(**row["who"]), "ratio": None if row["ratio"] is None else Share(**row["ratio"])})
-        for row in found["rows"]
-    ]
-    best = None if found["best"] is None else _duel_from(found["best"])
-    return Table(**{**found, "rows": rows, "losses": [_duel_from(d) for d in found["losses"]], "best": best})
+    rows = [row_from(row) for row in found["rows"]]
+    duels = {name: _duel_from(found[name]) if found.get(name) else None for name in ("best", "overall")}
+    return Table(**{**found, "rows": rows, "losses": [_duel_from(d) for d in found["losses"]], **duels})
 
 
 def _duel_from(found: Mapping[str, Any]) -> Duel:
@@ -245,6 +256,8 @@ def _table_lines(table: Table) -> list[str]:
         lines.append("| " + " | ".join([*cells, *(row.more.get(column, "") for column in columns)]) + " |")
     if table.best is not None:
         lines += ["", f"Result: {_best_line(table.best)}".strip()]
+    if table.overall is not None:
+        lines += ["", f"Result, {_overall_line(table.overall)}".strip()]
     return lines
 
 
@@ -257,7 +270,9 @@ def _matrix_lines(group: str, tables: Sequence[Table]) -> list[str]:
     for who in {row.who.name: row.who for table in tables for row in table.rows}.values():
         own = [_cell(found.get(who.name)) for found in cells]
         lines.append("| " + " | ".join([f"**{who.name}**" if who.ours else who.name, *own]) + " |")
-    return [*lines, "", *(f"{table.title}: {_best_line(table.best)}" for table in tables if table.best), ""]
+    results = [f"{table.title}: {_best_line(table.best)}" for table in tables if table.best]
+    results += [f"{table.title}, {_overall_line(table.overall)}" for table in tables if table.overall]
+    return [*lines, "", *results, ""]
 
 
 def _cell(row: Row | None) -> str:
@@ -268,6 +283,10 @@ def _cell(row: Row | None) -> str:
 
 def _best_line(duel: Duel) -> str:
     return f"best of ours against the best other: {duel.ours}, {shown(duel.ratio)} times {duel.against}.  "
+
+
+def _overall_line(duel: Duel) -> str:
+    return f"each with the number of threads that suits it best: {_best_line(duel)}"
 
 
 def shown(ratio: Share | None) -> str:
@@ -287,16 +306,17 @@ def losses_markdown(parts: Sequence[Part]) -> str:
     tables = [(part, table) for part in parts for table in part.tables]
     lines = [_loss_line(part, table, duel) for part, table in tables for duel in table.losses]
     across = [
-        _loss_line(part, table, table.best)
+        _loss_line(part, table, duel)
         for part, table in tables
-        if table.best is not None and table.best.is_loss and table.best not in table.losses
+        for duel in (table.best, table.overall)
+        if duel is not None and duel.is_loss and duel not in table.losses
     ]
     rows = sum(row.who.ours and row.value is not None for _, table in tables for row in table.rows)
     head = (
         f"{len(lines)} of {rows} rows of ours are above an alternative of the same precision; each beside the best one."
     )
     if across:
-        lines += ["", "Our best row above an alternative of another precision:", "", *across]
+        lines += ["", "Our best row above an alternative of another precision or number of threads:", "", *across]
     return "\n".join(["### Where we lose", "", head, "", *lines, ""])
 
 
@@ -312,17 +332,21 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of a process whose pools have that many threads."""
+    # Set from outside: an OpenMP pool reads it when it is loaded, and ExecuTorch's cannot be resized later.
+    # It spins for 7 ms after its last work by default, into the turns of others; this is about half a millisecond.
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
+
+
 def run_json(script: str, arguments: Sequence[str], *, threads: int = 1) -> Any:
     """What a script of benchmarks/ prints with --json in a process of its own, whose pools have `threads` threads.
 
     Raises:
         UsageError: it ended with an error; its own words were on stderr.
     """
-    # Set from outside: an OpenMP pool reads it when it is loaded, and ExecuTorch's cannot be resized later.
-    # It spins for 7 ms after its last work by default, into the turns of others; this is about half a millisecond.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
     command = [sys.executable, str(FOLDER / script), *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment(threads), check=False, text=True)
     if done.returncode != 0:
         raise UsageError(f"{script} {' '.join(arguments)} ended with exit code {done.returncode}")
     return json.loads(done.stdout)

@@ -1,6 +1,6 @@
 """One decision in every engine: ours, PyTorch eager and compiled, and one dense graph in onnxruntime and OpenVINO.
 
-    python benchmarks/engines.py --threads 1
+    python benchmarks/engines.py --threads 1 2
     python benchmarks/engines.py --threads 2 --what subsets
     python benchmarks/engines.py --network casia_surf --fp32-only --what sizes
 
@@ -9,8 +9,9 @@ answers compared before anything is timed. "Dense" is one graph without branches
 zeros stand for a missing picture and a mask takes its feature out; "gathered" computes only the experts that were
 chosen, from gathered weights. "int8 unrolled" is our own quantized graph without its branches, "int8 by onnxruntime"
 the fp32 graph through onnxruntime's quantizer. Every round takes all contestants once in a new order, after a pause of
-2 ms each: pools spin for a while after a call, and a device pauses between decisions too. With --what subsets each
-decision has one, two or all sensors; a time is then the mean over the subsets of that size.
+2 ms each: pools spin for a while after a call, and a device pauses between decisions too. Each number of threads has a
+process of its own; they take turns round by round. With --what subsets each decision has one, two or all sensors; a
+time is then the mean over the subsets of that size.
 """
 
 from __future__ import annotations
@@ -19,19 +20,34 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import contestants
 import networks
 import numpy as np
 import torch
-from common import FOLDER, Row, Table, Who, note, part_parser, print_tables, table_of
+import turns
+from common import (
+    FOLDER,
+    Duel,
+    Row,
+    Table,
+    Who,
+    best_of,
+    environment,
+    note,
+    part_parser,
+    print_tables,
+    row_from,
+    table_of,
+)
 from contestants import ORT_DENSE, Contestant
 from networks import Network
-from subset_cost import times
+from numpy.typing import NDArray
 
 from mars_edge import subsets
 from mars_edge.errors import MarsEdgeError
@@ -147,37 +163,94 @@ def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[W
     return makers
 
 
-def measure(network: Network, paths: Mapping[str, Path], *, what: What, threads: int, rounds: int) -> list[Table]:
-    """The tables of one number of threads."""
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """The contestants of one number of threads and their times (R, S, W), W the `wanted` subsets in their order."""
+
+    threads: int
+    who: Sequence[Who]
+    skipped: Sequence[Row]
+    measured: NDArray[np.float64]
+
+    @property
+    def counted(self) -> str:
+        """For a reader."""
+        return f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"
+
+    def reduced(self, columns: Sequence[int]) -> NDArray[np.float64]:
+        """(R, S): means over some of the subsets."""
+        return np.mean(self.measured[:, :, list(columns)], axis=2)
+
+
+def wanted_subsets(network: Network, what: What) -> Sequence[subsets.Subset]:
+    """Those that are timed."""
+    return subsets.all_subsets(network.names) if what == "subsets" else [network.names]
+
+
+def prepared(
+    network: Network, paths: Mapping[str, Path], what: What, threads: int
+) -> tuple[Any, Sequence[Callable[[], object]]]:
+    """Who takes part and who does not, and a call per contestant and subset: what a process of `turns` serves."""
     torch.set_num_threads(threads)
     samples = networks.samples_of(network.info.source.modalities, _COMPARED)
     taking, skipped = field(network, paths, threads, compile_too=what == "all")
-    every = subsets.all_subsets(network.names)
     note("  comparing answers")
-    taking, wrong = contestants.judged(taking, samples, every)
-    wanted = every if what == "subsets" else [network.names]
-    note(f"  timing {len(taking)} contestants, {threads} threads, {rounds} rounds")
-    inputs = [{name: samples[0][name] for name in subset} for subset in wanted]
-    calls = [partial(one.decide, given) for one in taking for given in inputs]
-    measured = times(calls, rounds, pause_s=_PAUSE_S).reshape(rounds, len(taking), len(wanted))
-    counted = f"{threads} {'thread' if threads == 1 else 'threads'}"
-    whole, group = {
-        "all": (f"all present, {counted}", ""),
-        "subsets": ("", counted),
-        "sizes": (f"{network.info.recipe.name}, {_millions(network)}", f"All present, {counted}"),
-    }[what]
+    taking, wrong = contestants.judged(taking, samples, subsets.all_subsets(network.names))
+    inputs = [{name: samples[0][name] for name in subset} for subset in wanted_subsets(network, what)]
+    found = {"who": [asdict(one.who) for one in taking], "skipped": [asdict(row) for row in (*skipped, *wrong)]}
+    return found, [partial(one.decide, given) for one in taking for given in inputs]
+
+
+def measure(commands: Mapping[int, Sequence[str]], width: int, rounds: int) -> list[Field]:
+    """One field per number of threads, from processes that take turns; each times `width` subsets per contestant.
+
+    Raises:
+        MarsEdgeError: a process failed.
+    """
+    note(f"  timing {rounds} rounds, threads: {', '.join(map(str, commands))}")
+    played = turns.play([(command, environment(threads)) for threads, command in commands.items()], rounds)
     return [
-        table_of(
-            whole or f"{size} of {len(network.names)} present",
-            "ms, median",
-            [one.who for one in taking],
-            np.mean(measured[:, :, [i for i, subset in enumerate(wanted) if len(subset) == size]], axis=2),
-            base=ORT_DENSE,
-            skipped=[*skipped, *wrong],
-            group=group,
+        Field(
+            threads=threads,
+            who=[Who(**who) for who in one.found["who"]],
+            skipped=[row_from(row) for row in one.found["skipped"]],
+            measured=one.measured.reshape(rounds, -1, width),
         )
-        for size in sorted({len(subset) for subset in wanted})
+        for threads, one in zip(commands, played, strict=True)
     ]
+
+
+def tables(network: Network, fields: Sequence[Field], what: What) -> list[Table]:
+    """For each number of threads the tables of one size of subset each; the last number's say the best over all."""
+    wanted = wanted_subsets(network, what)
+    columns = {
+        size: [i for i, subset in enumerate(wanted) if len(subset) == size] for size in sorted(set(map(len, wanted)))
+    }
+    return [
+        replace(
+            _table(network, one, what, size, chosen),
+            overall=_overall(fields, chosen) if one is fields[-1] and len(fields) > 1 else None,
+        )
+        for one in fields
+        for size, chosen in columns.items()
+    ]
+
+
+def _table(network: Network, one: Field, what: What, size: int, chosen: Sequence[int]) -> Table:
+    title, group = f"all present, {one.counted}", ""
+    if what == "subsets":
+        title, group = f"{size} of {len(network.names)} present", one.counted
+    if what == "sizes":
+        title, group = f"{network.info.recipe.name}, {_millions(network)}", f"All present, {one.counted}"
+    return table_of(
+        title, "ms, median", one.who, one.reduced(chosen), base=ORT_DENSE, skipped=one.skipped, group=group
+    )  # fmt: skip
+
+
+def _overall(fields: Sequence[Field], chosen: Sequence[int]) -> Duel | None:
+    """Over all numbers of threads; a round of one process is beside the same round of the others."""
+    who = [replace(each, name=f"{each.name}, {one.counted}") for one in fields for each in one.who]
+    return best_of(who, np.concatenate([one.reduced(chosen) for one in fields], axis=1))
 
 
 def _millions(network: Network) -> str:
@@ -208,25 +281,43 @@ def exported(options: argparse.Namespace, folder: Path) -> tuple[Network, dict[s
 
 
 def main() -> int:
-    """Print the tables of one number of threads."""
+    """Print the tables, or with --serve be the process of one number of threads."""
     parser = part_parser("engines.py", __doc__, rounds=200)
-    parser.add_argument("--threads", type=positive(int, most=256), default=1, help="of every contestant; default: 1")
+    parser.add_argument(
+        "--threads",
+        type=positive(int, most=256),
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="of every contestant; several take turns; default: 1",
+    )
     parser.add_argument(
         "--what", choices=get_args(What), default="all", help="all present; subsets; sizes: all, without torch.compile"
     )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     add_network_options(parser)
     try:
         options = parser.parse_args()
         with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
             network, paths = exported(options, Path(folder))
-            tables = measure(
-                network, paths, what=options.what, threads=options.threads, rounds=options.rounds
-            )  # fmt: skip
+            if options.serve:
+                turns.serve(partial(prepared, network, paths, options.what, options.threads[0]), pause_s=_PAUSE_S)
+                return 0
+            commands = {threads: _command(options, threads, Path(folder)) for threads in options.threads}
+            fields = measure(commands, len(wanted_subsets(network, options.what)), options.rounds)
     except MarsEdgeError as error:
         print(f"engines: {error}", file=sys.stderr)
         return error.exit_code
-    print_tables(tables, as_json=options.json)
+    print_tables(tables(network, fields, options.what), as_json=options.json)
     return 0
+
+
+def _command(options: argparse.Namespace, threads: int, folder: Path) -> list[str]:
+    """Of the process of one number of threads, which finds all files where they have just been written."""
+    given = ["--threads", str(threads), "--what", options.what, "--network", options.network]
+    given += ["--work", str(options.work or folder), *(["--fp32-only"] if options.fp32_only else [])]
+    given += ["--run", str(options.run)] if options.run else []
+    return [sys.executable, str(FOLDER / "engines.py"), *given, "--serve"]
 
 
 if __name__ == "__main__":

@@ -56,15 +56,9 @@ class Plan:
 
 
 def _engine_steps(*more: str, rounds: int = 200) -> list[Step]:
-    return [
-        Step(
-            script="engines.py",
-            options=[*more, "--threads", str(threads), "--rounds", str(rounds)],
-            quick=[*more, "--threads", str(threads), "--rounds", "10"],
-            threads=threads,
-        )
-        for threads in (1, 2)
-    ]
+    """Its processes, one per number of threads, take turns."""
+    both = [*more, "--threads", "1", "2", "--rounds"]
+    return [Step(script="engines.py", options=[*both, str(rounds)], quick=[*both, "10"])]
 
 
 PLANS = (
@@ -75,7 +69,8 @@ PLANS = (
         notes=[
             "From preprocessed pictures to logits, batch of 1, same weights, same samples; an engine whose answers "
             "differ is not timed. Dense: one graph, everything is computed, what is missing is masked. Gathered: one "
-            "graph that gathers the weights of the chosen experts. Skipping: only encoders and experts that matter.",
+            "graph that gathers the weights of the chosen experts. Skipping: only encoders and experts that matter. "
+            "Each number of threads has a process of its own; the two take turns round by round.",
         ],
     ),
     Plan(

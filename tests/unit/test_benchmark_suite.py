@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mars_edge import rig
-from mars_edge.errors import UsageError
+from mars_edge.errors import MarsEdgeError, UsageError
 from mars_edge.preprocess import preprocess
 from mars_edge.subsets import all_subsets
 from mars_export.pieces import float_pieces
@@ -454,6 +455,74 @@ def test_a_size_is_of_everything_that_is_required_and_of_no_byte_code(folder: No
     assert specs is not None and specs.submodule_search_locations is not None
     files = [f for place in specs.submodule_search_locations for f in Path(place).rglob("*.py")]
     assert footprint.size_bytes("mars-edge") > sum(f.stat().st_size for f in files)
+
+
+SERVING = """
+import os, sys
+sys.path[:0] = {folders!r}
+import turns
+def prepare():
+    print("a library that talks")
+    os.write(1, b"even past Python")
+    return {{"threads": os.environ["OMP_NUM_THREADS"]}}, [lambda: open({log!r}, "a").write(os.environ["NAME"])] * 2
+{line}
+"""
+
+
+def serving(repository: Path, tmp_path: Path, name: str, line: str = "turns.serve(prepare, pause_s=0.0)") -> Any:
+    folders = [str(repository / folder) for folder in ("benchmarks", ".", "runtime")]
+    code = SERVING.format(folders=folders, log=str(tmp_path / "log"), line=line)
+    return [sys.executable, "-c", code], {**os.environ, "NAME": name, "OMP_NUM_THREADS": name}
+
+
+def test_processes_take_turns_round_by_round_and_each_has_its_own_environment(
+    folder: None, repository: Path, tmp_path: Path
+) -> None:
+    turns = importlib.import_module("turns")
+    played = turns.play([serving(repository, tmp_path, name) for name in ("1", "2")], 20)
+    assert [one.found for one in played] == [{"threads": "1"}, {"threads": "2"}]
+    assert [one.measured.shape for one in played] == [(20, 2)] * 2
+    assert all((one.measured > 0.0).all() for one in played)
+    called = (tmp_path / "log").read_text()
+    rounds = [called[at : at + 4] for at in range(0, len(called), 4)]
+    # Both calls of a process in every round, and not always the same process first.
+    assert len(rounds) == 20 + turns.WARM_UP and set(rounds) == {"1122", "2211"}
+
+
+def test_a_process_that_ends_ends_its_benchmark(folder: None, repository: Path, tmp_path: Path) -> None:
+    turns = importlib.import_module("turns")
+    for line in ("sys.exit(3)", "turns.serve(lambda: ({}, [lambda: os._exit(3)]), pause_s=0.0)"):
+        with pytest.raises(MarsEdgeError) as error:
+            turns.play([serving(repository, tmp_path, "1", line)], 1)
+        assert str(error.value) == "a process of this benchmark ended with exit code 3"
+
+
+def test_the_best_over_all_numbers_of_threads_takes_each_side_where_it_is_fastest(
+    folder: None, common: ModuleType
+) -> None:
+    engines = importlib.import_module("engines")
+    fields = [
+        engines.Field(threads=threads, who=field(common), skipped=[], measured=rounds_of(*medians)[:, :, None])
+        for threads, medians in ((1, (3.0, 1.0, 4.0, 2.0, 5.0)), (2, (3.0, 2.0, 4.0, 0.8, 5.0)))
+    ]
+    network = dataclasses.make_dataclass("Net", ["names"])(("rgb",))
+    first, last = engines.tables(network, fields, "all")
+    assert (first.title, first.overall, last.title) == ("all present, 1 thread", None, "all present, 2 threads")
+    best = last.overall
+    assert (best.ours, best.against) == ("our int8, 1 thread", "fast, 2 threads")
+    assert (best.ratio.low, best.ratio.high) == pytest.approx((1.25, 1.25))
+    (again,) = common.tables_from([dataclasses.asdict(last)])
+    text = common.as_markdown(part(common, again))
+    said = "best of ours against the best other: our int8, 1 thread, 1.25 times fast, 2 threads."
+    assert f"Result, each with the number of threads that suits it best: {said}" in text
+    assert "our int8, 1 thread has 1.25 times that of fast, 2 threads" in common.losses_markdown([part(common, again)])
+    assert engines.tables(network, fields[:1], "all")[0].overall is None
+
+
+def test_results_from_before_there_was_a_best_over_all_threads_are_read(common: ModuleType) -> None:
+    given = dataclasses.asdict(table(common, 3.0, 1.0, 4.0, 2.0, 5.0))
+    del given["overall"]
+    assert common.tables_from([given])[0].overall is None
 
 
 def test_a_script_that_fails_ends_the_suite(common: ModuleType) -> None:
