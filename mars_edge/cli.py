@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from mars_edge import __version__, signals
 from mars_edge.errors import MarsEdgeError, UsageError
+from mars_edge.terminal import printable
 
 # command: (module:function, what it does, the extra its imports need or "")
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except MarsEdgeError as error:
-        print(f"mars-edge: {error}", file=sys.stderr)
+        print(f"mars-edge: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A path of the user that no command looked at itself: a read-only folder, a file that just vanished.
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        print(f"mars-edge: {error.filename or 'stdout'}: {error.strerror}", file=sys.stderr)
+        print(f"mars-edge: {printable(str(error.filename or 'stdout'))}: {error.strerror}", file=sys.stderr)
         if error.filename is not None:
             return UsageError.exit_code
         _discard_stdout()

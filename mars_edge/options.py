@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mars_edge.errors import UsageError
+from mars_edge.terminal import printable
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -44,4 +45,4 @@ def positive(
 def say(line: str, options: argparse.Namespace) -> None:
     """Tell a person on stderr, unless --quiet was given."""
     if not options.quiet:
-        print(f"mars-edge: {line}", file=sys.stderr, flush=True)
+        print(f"mars-edge: {printable(line)}", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ from mars_edge.admission import objection
 from mars_edge.artifact import Sealed
 from mars_edge.defence import downgrade_risks, species_table, text_table
 from mars_edge.manifest import Manifest, MethodCost, OperatingPoint, SubsetCost, subset_cost
-from mars_runtime.text import NOT_RECORDED, NOTHING, amount, fact, flattened, percent, printable, sentence, shown, table
+from mars_edge.terminal import printable
+from mars_runtime.text import NOT_RECORDED, NOTHING, amount, fact, flattened, percent, sentence, shown, table
 
 METRIC_TITLES = {"acer": "ACER", "accuracy": "accuracy", "miou": "mIoU"}
 # Of these a lower value is the better one.

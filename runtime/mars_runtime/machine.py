@@ -42,8 +42,17 @@ def this_machine() -> Machine:
     return Machine(
         processor=_processor(),
         cores=usable_cores(),
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        load=load_average(),
     )
+
+
+def load_average() -> float | None:
+    """Running processes, averaged over the last minute; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        # Windows has no such call; Android answers and refuses.
+        return None
 
 
 def usable_cores() -> int:

@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from mars_edge.terminal import printable
+
 WIDTH = 100
 NOT_RECORDED = "not recorded"
 NOTHING = "-"
@@ -62,11 +64,6 @@ def heading(text: str, stream: TextIO) -> str:
     """`text`, bold on a terminal that wants colour: not with NO_COLOR (https://no-color.org) or a dumb one."""
     wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return f"{_BOLD}{text}{_PLAIN}" if wanted else text
-
-
-def printable(text: str) -> str:
-    """`text` with every character that a terminal would act on as its escape sequence in Python."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def amount(value: float | None, unit: str = "") -> str:

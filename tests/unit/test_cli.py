@@ -289,3 +289,12 @@ def test_nothing_slow_is_loaded_before_signals_are_taken(repository: Path) -> No
     )
     command = [sys.executable, "-I", "-S", "-c", script, str(repository)]
     assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "\n"
+
+
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["info", "a\x1b]0;owned\x07.pte"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and "\x07" not in said
+    assert said.startswith("mars-edge: no model file a\\x1b]0;owned\\x07.pte; bundled models: ")

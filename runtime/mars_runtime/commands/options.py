@@ -18,6 +18,7 @@ from mars_runtime.sensors.source import ALLOWED, SensorSpec, load_table, parse_f
 from mars_runtime.sinks import Sink
 from mars_runtime.stream import Stream, default_specs
 
+RATE_HZ = positive(float, least=0.001, most=1000)
 # What the native engine takes; a C int would wrap silently.
 MOST_THREADS = 256
 
@@ -120,7 +121,7 @@ def given(options: argparse.Namespace, *groups: Callable[[argparse.ArgumentParse
 def add_loop_options(parser: argparse.ArgumentParser) -> None:
     """When decisions are made."""
     add = parser.add_argument
-    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="decisions per second, up to 1000")
+    add("--rate-hz", type=RATE_HZ, metavar="HZ", help="decisions per second, up to 1000")
     add("--newest", action="store_true", help="decide on every new sample, at most --rate-hz (60) times a second")
     add("--deadline-ms", type=positive(float), metavar="MS", help="abstain when a decision comes later than this")
 

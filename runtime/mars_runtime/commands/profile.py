@@ -17,7 +17,7 @@ from mars_edge.errors import UsageError
 from mars_edge.files import require_place, write_whole
 from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser, positive, say
-from mars_runtime.commands.options import MOST_THREADS, files_from
+from mars_runtime.commands.options import MOST_THREADS, RATE_HZ, files_from
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
@@ -376,7 +376,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
     add("--processes", type=positive(int, most=1000), metavar="N", help="one after the other; quick 5, standard 10")
     add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
-    add("--rate-hz", type=positive(float, most=1000), metavar="HZ", help="a decision longer than 1/HZ counts as missed")
+    add(
+        "--rate-hz",
+        type=RATE_HZ,
+        metavar="HZ",
+        help="a decision longer than 1/HZ counts as missed",
+    )
     add(
         "--pause-ms",
         type=positive(float, zero=True, most=10_000),

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mars_edge.errors import MarsEdgeError, UsageError
-from mars_edge.options import OneLineParser, positive
+from mars_edge.options import OneLineParser
 from mars_runtime import policy
-from mars_runtime.commands.options import add_engine_options, add_policy_options, given, open_from
+from mars_runtime.commands.options import RATE_HZ, add_engine_options, add_policy_options, given, open_from
 from mars_runtime.commands.signals import stopping_on_signals
 from mars_runtime.engines import Engine
 from mars_runtime.pipeline import Settings
@@ -141,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--fast", action="store_true", help="as fast as the engine can, not as it was then")
     add("--verify", action="store_true", help="compare every field but latency_ms, to the bit; prints one line of JSON")
     add_policy_options(parser)
-    add("--rate-hz", type=positive(float), metavar="HZ", help="sensors alone: decisions per second")
+    add(
+        "--rate-hz",
+        type=RATE_HZ,
+        metavar="HZ",
+        help="sensors alone: decisions per second",
+    )
     add("--quiet", action="store_true", help="nothing on stderr but errors")
     return parser

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mars_runtime.machine import usable_cores
+from mars_runtime.machine import load_average, usable_cores
 from mars_runtime.profiling import board, thermal
 from mars_runtime.profiling import governor as clock_rates
 from mars_runtime.profiling.host import Host
@@ -78,15 +77,7 @@ def conditions(host: Host | None = None, *, tools: bool = True) -> dict[str, Any
     """
     host = host or Host()
     now = thermal.heat(host, tools=tools)
-    return {**asdict(now), "mhz": clock_rates.frequencies_mhz(host), "load": _load()}
-
-
-def _load() -> float | None:
-    """Average number of running processes over the last minute; Android may keep it to itself."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None
+    return {**asdict(now), "mhz": clock_rates.frequencies_mhz(host), "load": load_average()}
 
 
 def slowed_down(start: Mapping[str, Any], peak: Mapping[str, Any], end: Mapping[str, Any]) -> bool | None:

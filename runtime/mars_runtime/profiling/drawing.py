@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mars_edge.errors import MarsEdgeError
-from mars_runtime.text import printable
+from mars_edge.terminal import printable
 
 # By role: in light mode, in dark mode. Series after Okabe and Ito (2008), told apart with any colour vision.
 COLOURS = {

@@ -14,6 +14,7 @@ from typing import Any
 
 from mars_edge import __version__
 from mars_edge.manifest import Manifest
+from mars_edge.terminal import printable
 from mars_runtime.profiling import live
 from mars_runtime.profiling.comparison import SCHEMA_VERSION
 from mars_runtime.text import NOTHING, amount, fact, percent, sentence, table
@@ -78,8 +79,8 @@ def as_text(report: Mapping[str, Any]) -> list[str]:
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The same numbers as tables."""
-    parts = [f"# Profile of {report['artifact']['file']}", ""]
-    parts += [f"- {key}: {value}" for key, value in _facts(report)]
+    parts = [f"# Profile of {printable(report['artifact']['file'])}", ""]
+    parts += [f"- {key}: {printable(value)}" for key, value in _facts(report)]
     parts += ["", *_markdown_table(_ROW_HEADER, [_row_cells(row) for row in report["rows"]])]
     parts += ["", f"{_intervals_title(report).capitalize()}:", ""]
     parts += _markdown_table(_INTERVAL_HEADER, [_interval_cells(row) for row in report["rows"]])
@@ -318,5 +319,6 @@ def _or_unknown(value: float | None, unit: str = "ms") -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    escaped = ([printable(cell).replace("|", "\\|") for cell in cells] for cells in (header, *rows))
+    lines = [f"| {' | '.join(cells)} |" for cells in escaped]
     return [lines[0], "|" + "---|" * len(header), *lines[1:]]
