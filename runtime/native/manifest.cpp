@@ -283,7 +283,7 @@ Manifest read_manifest(const std::string& document) {
   manifest.document = document;
   need_printable(root.at("name"));
   manifest.name = root.at("name").text();
-  root.at("precision").one_of({"fp32", "fp16", "int8"});
+  manifest.precision = root.at("precision").one_of({"fp32", "fp16", "int8"});
   root.at("provenance").entries();
   if (root.has("logit_step") && !(root.at("logit_step").number() > 0.0)) {
     root.at("logit_step").refuse("a number above 0");

@@ -44,6 +44,7 @@ struct Manifest {
   std::string document;
   std::string name;
   std::string task;
+  std::string precision;  // fp32, fp16 or int8
   std::vector<std::string> labels;
   std::optional<std::string> positive_label;
   std::vector<Modality> modalities;  // in fusion order

@@ -8,8 +8,8 @@
 
 namespace mars {
 
-// One for every kMacsPerThread of a decision with everything present, from 1 to `cores`; `cores` where the manifest
-// states no costs.
+// As many as a decision with everything present has work for, from 1 to `cores`; `cores` where the manifest states no
+// costs.
 int32_t default_threads(const Manifest& manifest, int32_t cores);
 
 // Processors that this process may run on.
