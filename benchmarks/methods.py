@@ -30,9 +30,9 @@ from typing import Any, Literal
 
 import numpy as np
 from common import machine_line, note, number, part_parser, ratio_of, shown, today
+from method_turns import WHOLE, Process, measure
 from numpy.typing import NDArray
 from subset_cost import Share, macs_of
-from turns import WHOLE, Process, measure
 
 from mars_edge.artifact import verify
 from mars_edge.errors import MarsEdgeError, UsageError

@@ -32,7 +32,7 @@ def methods(repository: Path) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def turns(methods: ModuleType) -> ModuleType:
-    return importlib.import_module("turns")
+    return importlib.import_module("method_turns")
 
 
 def processes(methods: ModuleType, *precisions: str) -> list[Any]:
