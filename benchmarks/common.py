@@ -335,7 +335,8 @@ def note(text: str) -> None:
 def environment(threads: int) -> dict[str, str]:
     """Of a process whose pools have that many threads."""
     # Set from outside: an OpenMP pool reads it when it is loaded, and ExecuTorch's cannot be resized later.
-    # It spins for 7 ms after its last work by default, into the turns of others; this is about half a millisecond.
+    # OpenMP's threads wait for each other without sleeping, for 7 ms by default: on a core that other work takes in
+    # between, a call of PyTorch's then lasts a hundred times as long. This is about half a millisecond.
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "20000"}
 
 

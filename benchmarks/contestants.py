@@ -126,7 +126,7 @@ def batched(
 
 
 def onnxruntime(path: Path, modalities: Sequence[Modality], threads: int, name: str, precision: str) -> Contestant:
-    """One dense graph in onnxruntime with its defaults, but that its pool sleeps when a call has ended."""
+    """One dense graph in onnxruntime with its defaults, but for the number of threads."""
     session = _session(path, threads)
     return Contestant(
         who=Who(name=name, precision=precision),
@@ -142,8 +142,6 @@ def _session(path: Path, threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # It may spin inside a call, as by default, but not into the turn of another contestant.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

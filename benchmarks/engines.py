@@ -8,10 +8,9 @@ Axes: R rounds. From preprocessed samples to logits, batch of 1, nothing cached,
 answers compared before anything is timed. "Dense" is one graph without branches: all encoders and all experts run,
 zeros stand for a missing picture and a mask takes its feature out; "gathered" computes only the experts that were
 chosen, from gathered weights. "int8 unrolled" is our own quantized graph without its branches, "int8 by onnxruntime"
-the fp32 graph through onnxruntime's quantizer. Every round takes all contestants once in a new order, after a pause of
-2 ms each: pools spin for a while after a call, and a device pauses between decisions too. Each number of threads has a
-process of its own; they take turns round by round. With --what subsets each decision has one, two or all sensors; a
-time is then the mean over the subsets of that size.
+the fp32 graph through onnxruntime's quantizer. Contestants take turns as in `turns.py`; each number of threads has a
+process of its own. With --what subsets each decision has one, two or all sensors; a time is then the mean over the
+subsets of that size.
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ from mars_training.model.build import parameter_count
 
 What = Literal["all", "subsets", "sizes"]
 _COMPARED = 6
-_PAUSE_S = 0.002
 
 
 def write_all(
@@ -110,9 +108,7 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def field(
-    network: Network, paths: Mapping[str, Path], threads: int, *, compile_too: bool = True
-) -> tuple[list[Contestant], list[Row]]:
+def field(network: Network, paths: Mapping[str, Path], threads: int) -> tuple[list[Contestant], list[Row]]:
     """All contestants that can take part, and a reason for each that cannot; ours are first."""
     makers: dict[Who, Callable[[], Contestant]] = {}
     for precision in ("fp32", "int8"):
@@ -123,22 +119,16 @@ def field(
                 makers[who] = partial(contestants.ours, paths[key], precision, threads)
     makers[Who(name="PyTorch eager, dense, fp32")] = partial(contestants.eager, network, skipping=False)
     makers[Who(name="PyTorch eager, skipping, fp32")] = partial(contestants.eager, network, skipping=True)
-    if compile_too:
-        makers[Who(name="torch.compile, dense, fp32")] = partial(contestants.compiled, network)
+    makers[Who(name="torch.compile, dense, fp32")] = partial(contestants.compiled, network)
     found, skipped = contestants.made(makers | _graphs(network, paths, threads))
-    return found, [*skipped, *_left_out(paths, compile_too=compile_too)]
+    return found, [*skipped, *_ungathered(paths)]
 
 
-def _left_out(paths: Mapping[str, Path], *, compile_too: bool) -> list[Row]:
-    """A reason for each contestant that is in other tables and cannot be in this one."""
-    rows = []
-    if "gathered" not in paths:
-        reason = "no graph gathers experts that are not plain convolutions"
-        rows += [Row(who=Who(name=f"{name}, gathered, fp32"), reason=reason) for name in ("onnxruntime", "OpenVINO")]
-    if not compile_too:
-        reason = "compiles for minutes; see the table of one decision in every engine"
-        rows.append(Row(who=Who(name="torch.compile, dense, fp32"), reason=reason))
-    return rows
+def _ungathered(paths: Mapping[str, Path]) -> list[Row]:
+    if "gathered" in paths:
+        return []
+    reason = "no graph gathers experts that are not plain convolutions"
+    return [Row(who=Who(name=f"{name}, gathered, fp32"), reason=reason) for name in ("onnxruntime", "OpenVINO")]
 
 
 def _graphs(network: Network, paths: Mapping[str, Path], threads: int) -> dict[Who, Callable[[], Contestant]]:
@@ -189,20 +179,20 @@ def wanted_subsets(network: Network, what: What) -> Sequence[subsets.Subset]:
 
 def prepared(
     network: Network, paths: Mapping[str, Path], what: What, threads: int
-) -> tuple[Any, Sequence[Callable[[], object]]]:
-    """Who takes part and who does not, and a call per contestant and subset: what a process of `turns` serves."""
+) -> tuple[Any, Sequence[turns.Calls]]:
+    """Who takes part and who does not, and of each a call per subset: what a process of `turns` serves."""
     torch.set_num_threads(threads)
     samples = networks.samples_of(network.info.source.modalities, _COMPARED)
-    taking, skipped = field(network, paths, threads, compile_too=what == "all")
+    taking, skipped = field(network, paths, threads)
     note("  comparing answers")
     taking, wrong = contestants.judged(taking, samples, subsets.all_subsets(network.names))
     inputs = [{name: samples[0][name] for name in subset} for subset in wanted_subsets(network, what)]
     found = {"who": [asdict(one.who) for one in taking], "skipped": [asdict(row) for row in (*skipped, *wrong)]}
-    return found, [partial(one.decide, given) for one in taking for given in inputs]
+    return found, [[partial(one.decide, given) for given in inputs] for one in taking]
 
 
-def measure(commands: Mapping[int, Sequence[str]], width: int, rounds: int) -> list[Field]:
-    """One field per number of threads, from processes that take turns; each times `width` subsets per contestant.
+def measure(commands: Mapping[int, Sequence[str]], rounds: int) -> list[Field]:
+    """One field per number of threads, from processes that take turns.
 
     Raises:
         MarsEdgeError: a process failed.
@@ -214,7 +204,7 @@ def measure(commands: Mapping[int, Sequence[str]], width: int, rounds: int) -> l
             threads=threads,
             who=[Who(**who) for who in one.found["who"]],
             skipped=[row_from(row) for row in one.found["skipped"]],
-            measured=one.measured.reshape(rounds, -1, width),
+            measured=one.measured,
         )
         for threads, one in zip(commands, played, strict=True)
     ]
@@ -282,7 +272,7 @@ def exported(options: argparse.Namespace, folder: Path) -> tuple[Network, dict[s
 
 def main() -> int:
     """Print the tables, or with --serve be the process of one number of threads."""
-    parser = part_parser("engines.py", __doc__, rounds=200)
+    parser = part_parser("engines.py", __doc__, rounds=100)
     parser.add_argument(
         "--threads",
         type=positive(int, most=256),
@@ -292,7 +282,7 @@ def main() -> int:
         help="of every contestant; several take turns; default: 1",
     )
     parser.add_argument(
-        "--what", choices=get_args(What), default="all", help="all present; subsets; sizes: all, without torch.compile"
+        "--what", choices=get_args(What), default="all", help="all present; subsets; sizes: all, titled by the network"
     )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     add_network_options(parser)
@@ -301,10 +291,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="mars-edge-") as folder:
             network, paths = exported(options, Path(folder))
             if options.serve:
-                turns.serve(partial(prepared, network, paths, options.what, options.threads[0]), pause_s=_PAUSE_S)
+                (threads,) = options.threads
+                turns.serve(partial(prepared, network, paths, options.what, threads), threads=threads)
                 return 0
             commands = {threads: _command(options, threads, Path(folder)) for threads in options.threads}
-            fields = measure(commands, len(wanted_subsets(network, options.what)), options.rounds)
+            fields = measure(commands, options.rounds)
     except MarsEdgeError as error:
         print(f"engines: {error}", file=sys.stderr)
         return error.exit_code

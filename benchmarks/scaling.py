@@ -21,10 +21,10 @@ import engines
 import networks
 import numpy as np
 import torch
+import turns
 from common import Row, Table, Who, note, part_parser, print_tables, table_of
 from contestants import ORT_DENSE, Contestant
 from networks import RECIPES, Network, Samples
-from subset_cost import times
 
 from mars_edge import rig
 from mars_edge.errors import MarsEdgeError
@@ -37,7 +37,6 @@ _MODALITIES = (1, 2, 3, 4)
 _EXPERTS = (4, 8, 16, 32)
 _FACES = (1, 2, 4, 8)
 _USUAL = (3, 8)
-_PAUSE_S = 0.002
 GATHERED = "onnxruntime, gathered, fp32"
 
 
@@ -83,8 +82,8 @@ def sized(network: Network, folder: Path, title: str, group: str, threads: int, 
     samples = networks.samples_of(network.info.source.modalities, 3)
     taking, absent = field(network, files(network, folder), threads)
     taking, wrong = contestants.judged(taking, samples, [network.names])
-    calls = [partial(one.decide, samples[0]) for one in taking]
-    measured = times(calls, rounds, pause_s=_PAUSE_S)
+    calls = [[partial(one.decide, samples[0])] for one in taking]
+    measured = turns.times(calls, rounds, threads=threads)[:, :, 0]
     return table_of(
         title,
         "ms, median",
@@ -116,8 +115,8 @@ def faces(network: Network, folder: Path, count: int, group: str, threads: int, 
                 continue
             call = partial(decide, samples)
         who.append(one.who)
-        calls.append(call)
-    measured = times(calls, rounds, pause_s=_PAUSE_S)
+        calls.append([call])
+    measured = turns.times(calls, rounds, threads=threads)[:, :, 0]
     return table_of(title, "ms, median", who, measured, base=ORT_DENSE, skipped=skipped, group=group)
 
 

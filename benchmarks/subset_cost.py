@@ -34,8 +34,7 @@ from mars_runtime.machine import this_machine
 
 MOST_MACS = 0.45
 MOST_TIME = 0.55
-WARM_UP = 5
-"""Rounds that are not counted."""
+_WARM_UP = 5
 _RESAMPLES = 1000
 
 
@@ -124,20 +123,16 @@ def times(calls: Sequence[Callable[[], object]], rounds: int, *, pause_s: float 
         pause_s: waited before every call, so that no thread pool is still spinning from the call before.
     """
     rng = np.random.default_rng(0)
-    return np.array([one_round(calls, rng, pause_s=pause_s) for _ in range(WARM_UP + rounds)])[WARM_UP:]
-
-
-def one_round(
-    calls: Sequence[Callable[[], object]], rng: np.random.Generator, *, pause_s: float = 0.0
-) -> NDArray[np.float64]:
-    """Milliseconds (calls,) of each once, in the order that `rng` draws; `pause_s` as of `times`."""
-    found = np.zeros(len(calls))
-    for i in rng.permutation(len(calls)).tolist():
-        if pause_s:
-            time.sleep(pause_s)
-        begin = time.perf_counter()
-        calls[i]()
-        found[i] = 1e3 * (time.perf_counter() - begin)
+    found = np.zeros((rounds, len(calls)))
+    for at in range(-_WARM_UP, rounds):
+        for i in rng.permutation(len(calls)).tolist():
+            if pause_s:
+                time.sleep(pause_s)
+            begin = time.perf_counter()
+            calls[i]()
+            elapsed = time.perf_counter() - begin
+            if at >= 0:
+                found[at, i] = 1e3 * elapsed
     return found
 
 

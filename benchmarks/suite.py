@@ -55,7 +55,7 @@ class Plan:
     notes: Sequence[str] = ()
 
 
-def _engine_steps(*more: str, rounds: int = 200) -> list[Step]:
+def _engine_steps(*more: str, rounds: int = 100) -> list[Step]:
     """Its processes, one per number of threads, take turns."""
     both = [*more, "--threads", "1", "2", "--rounds"]
     return [Step(script="engines.py", options=[*both, str(rounds)], quick=[*both, "10"])]
@@ -70,13 +70,15 @@ PLANS = (
             "From preprocessed pictures to logits, batch of 1, same weights, same samples; an engine whose answers "
             "differ is not timed. Dense: one graph, everything is computed, what is missing is masked. Gathered: one "
             "graph that gathers the weights of the chosen experts. Skipping: only encoders and experts that matter. "
-            "Each number of threads has a process of its own; the two take turns round by round.",
+            "A turn is three calls that do not count and one that does, 2 ms apart, while other pools sleep. Pools are "
+            "as they are installed, but OpenMP's spins for 0.5 ms. Each number of threads has a process of its own; the "
+            "two take turns round by round.",
         ],
     ),
     Plan(
         name="subsets",
         title="The same with sensors missing",
-        steps=_engine_steps("--what", "subsets", rounds=150),
+        steps=_engine_steps("--what", "subsets", rounds=80),
         notes=["Mean over the subsets of a size. A dense graph gets zeros and a mask for what is missing."],
     ),
     Plan(
@@ -133,7 +135,7 @@ PLANS = (
         steps=[
             Step(
                 script="scaling.py",
-                options=["--threads", str(threads), "--rounds", "100"],
+                options=["--threads", str(threads), "--rounds", "50"],
                 quick=["--threads", str(threads), "--rounds", "3"],
                 threads=threads,
                 takes=("work",),

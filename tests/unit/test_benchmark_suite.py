@@ -273,9 +273,42 @@ def test_a_file_that_was_not_converted_says_what_the_converter_said(contestants:
 
 def test_what_other_tables_have_and_this_one_cannot_has_a_row_with_its_reason(folder: None) -> None:
     engines = importlib.import_module("engines")
-    assert engines._left_out({"gathered": Path("g")}, compile_too=True) == []
-    names = [row.who.name for row in engines._left_out({}, compile_too=False)]
-    assert names == ["onnxruntime, gathered, fp32", "OpenVINO, gathered, fp32", "torch.compile, dense, fp32"]
+    assert engines._ungathered({"gathered": Path("g")}) == []
+    rows = engines._ungathered({})
+    assert [row.who.name for row in rows] == ["onnxruntime, gathered, fp32", "OpenVINO, gathered, fp32"]
+    assert {row.reason for row in rows} == {"no graph gathers experts that are not plain convolutions"}
+
+
+def test_a_turn_warms_its_contestant_alone_and_counts_each_of_its_calls_once(
+    folder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = importlib.import_module("turns")
+    done: list[str] = []
+
+    def calls_of(name: str, seconds: float) -> list[Any]:
+        return [lambda at=at: (done.append(f"{name}{at}"), time.sleep(seconds * (at + 1))) for at in range(2)]
+
+    measured = turns.times([calls_of("a", 1e-3), calls_of("b", 4e-3)], 3, threads=1)
+    assert measured.shape == (3, 2, 2)
+    # By contestant and by call, whatever the order of the round.
+    assert (measured.min(axis=0) >= [[1.0, 2.0], [4.0, 8.0]]).all()
+    turn = turns._UNCOUNTED + 2
+    blocks = [done[at : at + turn] for at in range(0, len(done), turn)]
+    assert len(blocks) == 2 * (turns.WARM_UP + 3)
+    assert all(len({call[0] for call in block}) == 1 and len(set(block[-2:])) == 2 for block in blocks)
+
+
+def test_with_several_threads_no_turn_begins_while_the_pool_of_another_may_spin(
+    folder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = importlib.import_module("turns")
+    slept: list[float] = []
+    monkeypatch.setattr(turns.time, "sleep", slept.append)
+    turns.one_round([[lambda: slept.append(-1.0)], [lambda: slept.append(-2.0)]], np.random.default_rng(0), threads=2)
+    ends = [i for i in range(1, len(slept)) if slept[i] >= 0.03]
+    first, last = slept[: ends[0]], slept[ends[0] :]
+    assert first[0] == last[0] >= 0.035
+    assert {value for value in first if value < 0.0} != {value for value in last if value < 0.0}
 
 
 def test_artifacts_for_timing_run_a_self_test_of_every_subset_when_they_are_opened(
@@ -464,12 +497,12 @@ import turns
 def prepare():
     print("a library that talks")
     os.write(1, b"even past Python")
-    return {{"threads": os.environ["OMP_NUM_THREADS"]}}, [lambda: open({log!r}, "a").write(os.environ["NAME"])] * 2
+    return {{"threads": os.environ["OMP_NUM_THREADS"]}}, [[lambda: open({log!r}, "a").write(os.environ["NAME"])] * 2]
 {line}
 """
 
 
-def serving(repository: Path, tmp_path: Path, name: str, line: str = "turns.serve(prepare, pause_s=0.0)") -> Any:
+def serving(repository: Path, tmp_path: Path, name: str, line: str = "turns.serve(prepare, threads=1)") -> Any:
     folders = [str(repository / folder) for folder in ("benchmarks", ".", "runtime")]
     code = SERVING.format(folders=folders, log=str(tmp_path / "log"), line=line)
     return [sys.executable, "-c", code], {**os.environ, "NAME": name, "OMP_NUM_THREADS": name}
@@ -481,17 +514,19 @@ def test_processes_take_turns_round_by_round_and_each_has_its_own_environment(
     turns = importlib.import_module("turns")
     played = turns.play([serving(repository, tmp_path, name) for name in ("1", "2")], 20)
     assert [one.found for one in played] == [{"threads": "1"}, {"threads": "2"}]
-    assert [one.measured.shape for one in played] == [(20, 2)] * 2
+    assert [one.measured.shape for one in played] == [(20, 1, 2)] * 2
     assert all((one.measured > 0.0).all() for one in played)
     called = (tmp_path / "log").read_text()
-    rounds = [called[at : at + 4] for at in range(0, len(called), 4)]
-    # Both calls of a process in every round, and not always the same process first.
-    assert len(rounds) == 20 + turns.WARM_UP and set(rounds) == {"1122", "2211"}
+    calls = turns._UNCOUNTED + 2
+    rounds = [called[at : at + 2 * calls] for at in range(0, len(called), 2 * calls)]
+    # A turn of each process in every round, and not always the same process first.
+    assert len(rounds) == 20 + turns.WARM_UP
+    assert set(rounds) == {"1" * calls + "2" * calls, "2" * calls + "1" * calls}
 
 
 def test_a_process_that_ends_ends_its_benchmark(folder: None, repository: Path, tmp_path: Path) -> None:
     turns = importlib.import_module("turns")
-    for line in ("sys.exit(3)", "turns.serve(lambda: ({}, [lambda: os._exit(3)]), pause_s=0.0)"):
+    for line in ("sys.exit(3)", "turns.serve(lambda: ({}, [[lambda: os._exit(3)]]), threads=1)"):
         with pytest.raises(MarsEdgeError) as error:
             turns.play([serving(repository, tmp_path, "1", line)], 1)
         assert str(error.value) == "a process of this benchmark ended with exit code 3"
