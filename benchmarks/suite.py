@@ -6,8 +6,8 @@
 Each part runs in processes of its own, with as many threads as its title says; inside a part all contestants take
 turns. Results are kept in the JSON file: with --only, the parts that were not run stay as they were there. The
 Markdown is made of that file alone and put between two marker lines of FILE, at its end where it has none. Without
---run, weights are random: time does not depend on them but through the experts that they choose. Less than 20
-minutes on two cores.
+--run, weights are random: time does not depend on them but through the experts that they choose. About half an hour
+on two cores that have nothing else to do.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Plan:
     notes: Sequence[str] = ()
 
 
-def _engine_steps(*more: str, rounds: int = 100) -> list[Step]:
+def _engine_steps(*more: str, rounds: int = 80) -> list[Step]:
     """Its processes, one per number of threads, take turns."""
     both = [*more, "--threads", "1", "2", "--rounds"]
     return [Step(script="engines.py", options=[*both, str(rounds)], quick=[*both, "10"])]
@@ -71,14 +71,14 @@ PLANS = (
             "differ is not timed. Dense: one graph, everything is computed, what is missing is masked. Gathered: one "
             "graph that gathers the weights of the chosen experts. Skipping: only encoders and experts that matter. "
             "A turn is three calls that do not count and one that does, 2 ms apart, while other pools sleep. Pools are "
-            "as they are installed, but OpenMP's spins for 0.5 ms. Each number of threads has a process of its own; the "
-            "two take turns round by round.",
+            "as they are installed, but OpenMP's (PyTorch's) spins for 0.5 ms. Each number of threads has a process of "
+            "its own; the two take turns round by round.",
         ],
     ),
     Plan(
         name="subsets",
         title="The same with sensors missing",
-        steps=_engine_steps("--what", "subsets", rounds=80),
+        steps=_engine_steps("--what", "subsets", rounds=50),
         notes=["Mean over the subsets of a size. A dense graph gets zeros and a mask for what is missing."],
     ),
     Plan(
