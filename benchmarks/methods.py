@@ -261,6 +261,7 @@ def _crossing_line(found: Crossing) -> str:
 def main() -> int:
     """Print the tables and where they were measured."""
     parser = part_parser("methods.py", __doc__, rounds=30)
+    parser.epilog = "example: python benchmarks/methods.py face_antispoof.pte"
     cores = sorted({1, 2, usable_cores()} if usable_cores() > 1 else {1})
     add = parser.add_argument
     add("artifact", nargs="*", metavar="FILE", help=".pte and .onnx files, or bundled models' names")

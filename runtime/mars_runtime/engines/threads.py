@@ -10,9 +10,9 @@ from mars_edge.manifest import Manifest, subset_cost
 MACS_PER_THREAD = {"fp32": 125_000_000, "fp16": 125_000_000, "int8": 500_000_000}
 """By precision, the multiply-accumulates of a decision with everything present that give one thread enough to do.
 
-Measured with benchmarks/methods.py on two cores of a server (docs/log.md, 2026-11-25). fp32: two threads take 1.06 of
-the time of one at 226 M, 0.67 at 322 M. int8: 1.55 at 322 M, no difference shown at 1.5 G; four multiply-accumulates
-take about the time of one in fp32.
+Measured with benchmarks/methods.py on two idle cores of a server (docs/log.md, 2026-11-25). fp32: two threads take 1.06
+of the time of one at 226 M, 0.67 at 322 M. int8: 1.55 at 322 M, 1.23 at 737 M, no difference shown at 1.5 G; in dense
+convolutions three to four multiply-accumulates take the time of one in fp32.
 """
 
 _MOST = 256
