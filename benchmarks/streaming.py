@@ -1,6 +1,6 @@
 """Three cameras at 30 frames per second to decisions: how old they are, and what they cost, ours and written by hand.
 
-    python benchmarks/streaming.py --rounds 3 --seconds 6
+    python benchmarks/streaming.py --rounds 3 --seconds 5
 
 Axes: R rounds. A round runs every contestant of `streaming_worker.py` once, in a new order and in a process of its own.
 Most of an age is how long the oldest picture waited for the decision's turn, which the cameras' phases decide: with
@@ -146,8 +146,8 @@ def measure(paths: Mapping[str, Path], rounds: int, seconds: float) -> list[Tabl
 
 def main() -> int:
     """Print the tables."""
-    parser = part_parser("streaming.py", __doc__, rounds=6)
-    parser.add_argument("--seconds", type=positive(float), default=6.0, help="of every process; default: 6")
+    parser = part_parser("streaming.py", __doc__, rounds=8)
+    parser.add_argument("--seconds", type=positive(float), default=5.0, help="of every process; default: 5")
     engines.add_network_options(parser)
     try:
         options = parser.parse_args()

@@ -113,7 +113,7 @@ PLANS = (
         steps=[
             Step(
                 script="streaming.py",
-                options=["--rounds", "6", "--seconds", "6"],
+                options=["--rounds", "8", "--seconds", "5"],
                 quick=["--rounds", "1", "--seconds", "1"],
             )
         ],
