@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from mars_edge import __version__, signals
 from mars_edge.errors import MarsEdgeError, UsageError
-from mars_edge.terminal import printable
+from mars_edge.terminal import discard_stdout, printable
 
 # command: (module:function, what it does, the extra its imports need or "")
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of stdout left (`mars-edge run | head`): the interpreter's flush at exit must not fail too.
-        _discard_stdout()
+        discard_stdout()
         return 0
     except OSError as error:
         # A path of the user that no command looked at itself: a read-only folder, a file that just vanished.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mars-edge: {printable(str(error.filename or 'stdout'))}: {error.strerror}", file=sys.stderr)
         if error.filename is not None:
             return UsageError.exit_code
-        _discard_stdout()
+        discard_stdout()
         return MarsEdgeError.exit_code
 
 
@@ -79,11 +79,6 @@ def _open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
-
-
-def _discard_stdout() -> None:
-    """What is still buffered for stdout is dropped at the interpreter's exit instead of failing there."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

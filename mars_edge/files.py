@@ -22,8 +22,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.write(data)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # A full disk names no file, a refused one that of the part.
+            error.filename = str(path)
         raise
 
 

@@ -18,10 +18,13 @@ def find_model(name: Path | str) -> Path:
     """The file `name` means: a path that exists, else a bundled model of that name.
 
     Raises:
-        UsageError: neither exists.
+        UsageError: neither exists, or it is a device.
     """
     path = Path(name)
     if path.exists():
+        if not (path.is_file() or path.is_dir()):
+            # A device or a pipe would be read for ever.
+            raise UsageError(f"{path} is no regular file; name a model file")
         return path
     if str(name) in bundled_models():
         return FOLDER / path

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from mars_runtime.engines import Inference
 from mars_runtime.profiling import comparison, objectives, report, schedule
 from mars_runtime.profiling.inputs import generated
 from mars_runtime.profiling.rows import Series, curve_of, histogram, numbers, row_of, series_of, sustained
-from mars_runtime.profiling.schedule import order_of, run_rounds, schedule_of
+from mars_runtime.profiling.schedule import run_rounds, schedule_of
 from mars_runtime.profiling.session import measure
-from mars_runtime.profiling.statistics import Times, distribution, paired_ratio, quantile
+from mars_runtime.profiling.statistics import Times, distribution, paired_ratio, quantile, student
 from mars_runtime.profiling.subject import Subject, Timed
 from mars_runtime.profiling.timer import busy_wait, check_timer
 from tests.fake_engine import FakeEngine, manifest, point
@@ -100,6 +102,31 @@ def test_one_side_that_takes_twice_as_long_has_a_ratio_of_two_though_processes_d
     assert found.verdict == "slower"
 
 
+def test_equal_files_are_rarely_told_apart_in_any_of_seven_rows() -> None:
+    generator = np.random.default_rng(7)
+    wrong = 0
+    for _ in range(200):
+        rows = [(processes(generator, 10, n=20), processes(generator, 10, n=20)) for _ in range(7)]
+        wrong += any(paired_ratio(own, base, beside=6).verdict != "no difference" for own, base in rows)
+    # 10 of 200 on average, more than 21 once in a thousand times.
+    assert wrong <= 21
+
+
+@pytest.mark.parametrize(("processes", "confidence", "expected"), [
+    (2, 0.95, 12.706), (3, 0.95, 4.303), (5, 0.95, 2.776), (10, 0.95, 2.262), (10, 0.99, 3.250), (31, 0.95, 2.042),
+])  # fmt: skip
+def test_student_is_that_of_the_tables(processes: int, confidence: float, expected: float) -> None:
+    assert student(processes, confidence) == pytest.approx(expected, rel=2e-3)
+
+
+def test_no_interval_of_a_tail_reaches_below_that_of_the_middle() -> None:
+    generator = np.random.default_rng(9)
+    times = [10.0 + generator.random(200) for _ in range(9)] + [np.r_[10.0 + generator.random(190), [500.0] * 10]]
+    found = distribution(times).intervals
+    lows = [found[name].low for name in ("p50", "p90", "p99")]
+    assert None not in lows and lows == sorted(lows)  # type: ignore[type-var]
+
+
 def test_two_processes_of_a_pair_give_a_ratio_and_no_verdict() -> None:
     found = paired_ratio(2 * [np.array([2.0, 2.1, 1.9])], 2 * [np.array([1.0, 1.0, 1.1])])
     assert (found.ratio, found.low, found.high, found.verdict) == (pytest.approx(2.0), None, None, "not known")
@@ -117,16 +144,47 @@ def test_a_clock_that_runs_five_percent_fast_is_not_believed() -> None:
         check_timer(clock=lambda: 1.05 * time.perf_counter())
 
 
+def test_a_clock_that_jitters_around_the_right_time_is_not_believed() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(MarsEdgeError, match=r", the shortest of 100 attempts, allowed are 2 %$"):
+        check_timer(clock=lambda: time.perf_counter() + generator.uniform(-0.002, 0.002))
+
+
+def test_a_clock_that_is_right_now_and_then_is_not_believed() -> None:
+    begin_s = time.perf_counter()
+    readings = itertools.count()
+
+    def clock() -> float:
+        # Two readings per attempt; one attempt in four is measured rightly.
+        return begin_s + (time.perf_counter() - begin_s) * (1.0 if next(readings) // 2 % 4 == 0 else 1.3)
+
+    with pytest.raises(MarsEdgeError, match="the timer of this device cannot be believed"):
+        check_timer(clock=clock)
+
+
+def turns(rounds: int, generator: np.random.Generator | None = None) -> list[list[int]]:
+    """What each round called, in order."""
+    made: list[int] = []
+    plan = schedule.Schedule(mode="quick", warmup=0, runs=rounds, min_seconds=0.0, processes=1)
+    calls = [partial(made.append, place) for place in range(5)]
+    run_rounds(calls, plan, begin_round=lambda *_: None, generator=generator)
+    return [made[begin : begin + 5] for begin in range(0, len(made), 5)]
+
+
 def test_every_turn_of_a_round_is_made_once_and_none_follows_another_more_often_than_the_rest() -> None:
-    rounds = [order_of(index, 5) for index in range(2000)]
-    assert all(sorted(turns) == list(range(5)) for turns in rounds)
+    rounds = turns(2000, np.random.default_rng(0))
+    assert len(rounds) == 2000
+    assert all(sorted(made) == list(range(5)) for made in rounds)
     follows = np.zeros((5, 5))
-    for turns in rounds:
-        for before, after in itertools.pairwise(turns):
+    for made in rounds:
+        for before, after in itertools.pairwise(made):
             follows[before, after] += 1
     # Four of twenty pairs per round: 400 of each, give or take five standard deviations.
     assert np.abs(follows[~np.eye(5, dtype=bool)] - 400).max() < 90
-    assert order_of(7, 5) == order_of(7, 5)
+
+
+def test_every_process_has_orders_of_its_own() -> None:
+    assert turns(50) != turns(50)
 
 
 def test_rounds_go_on_until_both_runs_and_seconds_are_reached() -> None:
@@ -292,7 +350,7 @@ def small_report(**settings: Any) -> dict[str, Any]:
             "governor": "performance", "power_mode": None, "ram_mb": 8000.0, "kernel": "6.6", "python": "3.11",
         },
         "settings": {
-            "mode": "quick", "warmup": 3, "runs": 2000, "min_seconds": 0.0, "processes": 5,
+            "mode": "quick", "warmup": 3, "runs": 2000, "min_seconds": 0.0, "processes": 5, "niceness": 0,
             "rate_hz": 30.0, "threads": 1, "threads_chosen": False,
             "engine": "executorch-native", "engine_version": "ExecuTorch 1.5.1", "subsets": ["ir", "rgb+depth+ir"],
             "omp_num_threads": None, "pause_ms": 0.0,
@@ -319,6 +377,7 @@ def small_report(**settings: Any) -> dict[str, Any]:
         ("p90<=15ms", [True]),
         ("p50<=9ms", [False]),
         ("p50@ir<=11000us,p99<=0.02s", [True, True]),
+        ("p50@ir+depth+rgb<=11ms", [True]),
         ("misses<=5%", [True]),
         ("age_p50<=1ms,age_p50<=3ms", [False, True]),
     ],
@@ -363,6 +422,10 @@ UNLIKE: dict[str, Change] = {
     "threads: 1 then, 2 now": lambda r: r["settings"].update(threads=2),
     "mode: quick then, standard now": lambda r: r["settings"].update(mode="standard"),
     "processes: 5 then, 10 now": lambda r: r["settings"].update(processes=10),
+    "runs: 2000 then, 50 now": lambda r: r["settings"].update(runs=50),
+    "warm-up: 3 then, 500 now": lambda r: r["settings"].update(warmup=500),
+    "seconds: 0.0 then, 60.0 now": lambda r: r["settings"].update(min_seconds=60.0),
+    "niceness: 0 then, 19 now": lambda r: r["settings"].update(niceness=19),
     "target rate: 30.0 then, 15.0 now": lambda r: r["settings"].update(rate_hz=15.0),
     "subsets: ir, rgb+depth+ir then, ir now": lambda r: r["settings"].update(subsets=["ir"]),
     "inputs: ir generated then, ir file now": lambda r: r["settings"].update(inputs={"ir": "file"}),
@@ -426,6 +489,53 @@ def test_a_base_that_is_no_report_is_refused(tmp_path: Path, content: str | None
     with pytest.raises(UsageError, match=f"^--compare {path}: ") as caught:
         comparison.load(path)
     assert message in str(caught.value)
+
+
+def damaged(change: Callable[[dict[str, Any]], Any]) -> str:
+    report_ = copy.deepcopy(small_report())
+    change(report_)
+    return json.dumps(report_)
+
+
+def total_of(made: dict[str, Any]) -> dict[str, Any]:
+    total: dict[str, Any] = made["rows"][0]["stages"]["total"]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: total_of(r).update(p50_ms=math.nan), "not JSON: NaN is no number of JSON"),
+        (lambda r: total_of(r).update(p50_ms=1e-320), "1e-320, which is no time in ms"),
+        (lambda r: total_of(r).update(p50_ms=10**400), "which is no time in ms"),
+        (lambda r: total_of(r).update(p50_ms=-1.0), "-1.0, which is no time in ms"),
+        (lambda r: total_of(r).update(p90_ms=True), "True, which is no time in ms"),
+        (lambda r: total_of(r).update(p50_interval_ms=[11.0, 9.0]), "p50 of ir: outside of its interval"),
+        (lambda r: total_of(r).update(p50_interval_ms=[9.0, None]), "None, which is no time in ms"),
+        (lambda r: r.update(rows=[]), "rows of []"),
+        (lambda r: r.update(rows=[r["rows"][0]] * 2), "rows of ['ir', 'ir']"),
+        (lambda r: r.update(t_utc=None), "t_utc 'None'"),
+        (lambda r: r["artifact"].update(sha256="x" * 65), "sha256 'xxx"),
+        (lambda r: r.update(schema=True), "schema True, this version reads 1"),
+    ],
+)
+def test_a_damaged_base_is_refused_before_anything_is_measured(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(damaged(change))
+    with pytest.raises(UsageError) as caught:
+        comparison.load(path)
+    assert str(caught.value).startswith(f"--compare {path}: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200 + len(str(path))
+
+
+def test_a_base_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="not JSON: "):
+        comparison.load(path)
 
 
 # the report and the command
@@ -492,7 +602,7 @@ def test_an_int8_file_is_measured_beside_its_float32_twin_unless_told_not_to(
     assert "beside spoken_digits.fp32.pte (fp32), in turn" in capsys.readouterr().out
     assert run(*asked, "--no-beside", model="spoken_digits.pte") == 0
     assert json.loads(path.read_text())["beside"] is None
-    assert "which precision is faster here is not known" in " ".join(capsys.readouterr().out.split())
+    assert "which one is faster here is not known" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unlike_base_is_refused_before_anything_is_measured_and_forced_with_a_mark(

@@ -27,7 +27,8 @@ def add_engine_options(parser: argparse.ArgumentParser, *, required: bool = True
     """Which model, and how it is executed."""
     add = parser.add_argument
     add("--model", required=required, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
-    add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help="threads of the engine, 1 to 256; default: by MACs")
+    threads = "threads of the engine, 1 to 256; default: by MACs"
+    add("--threads", type=positive(int, most=MOST_THREADS), metavar="N", help=threads)
     add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
     add("--no-self-test", action="store_true", help="skip the model's golden input at start")
 

@@ -17,6 +17,7 @@ from mars_edge.errors import UsageError
 from mars_edge.files import require_place, write_whole
 from mars_edge.manifest import Manifest
 from mars_edge.options import OneLineParser, positive, say
+from mars_edge.terminal import discard_stdout
 from mars_runtime.commands.options import MOST_THREADS, RATE_HZ, files_from
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.opening import engine_status
@@ -25,7 +26,7 @@ from mars_runtime.profiling import comparison, device, live, objectives, operato
 from mars_runtime.profiling.inputs import Input, from_files, generated, single
 from mars_runtime.profiling.repeats import Opening, Plan, Repeated, repeat
 from mars_runtime.profiling.rows import Series, row_of, sustained, together
-from mars_runtime.profiling.schedule import MODES, Schedule, schedule_of
+from mars_runtime.profiling.schedule import DEFAULT_WARMUP, MODES, Schedule, schedule_of
 from mars_runtime.profiling.statistics import paired_ratio, quantile
 from mars_runtime.profiling.timer import check_timer
 from mars_runtime.twins import twin_of
@@ -165,6 +166,7 @@ def _begin(
             "runs": schedule.runs,
             "min_seconds": schedule.min_seconds,
             "processes": schedule.processes,
+            "niceness": os.nice(0),
             "rate_hz": options.rate_hz or max(given.traits.rate_hz for given in inputs.values()),
             "threads": first.opening.threads,
             "threads_chosen": options.threads is None,
@@ -260,14 +262,15 @@ def _add_rows(made: dict[str, Any], measured: Repeated, manifests: Sequence[Mani
     if len(rows) > 1:
         own, other = measured.series
         made["beside"]["rows"] = rows[1]
-        made["beside"]["ratios"] = [_ratio(label, own[label], other[label]) for label in labels]
+        made["beside"]["ratios"] = [_ratio(label, own[label], other[label], len(labels) - 1) for label in labels]
     made["sustained"] = None
     if made["settings"]["mode"] == "sustained":
         made["sustained"] = sustained(measured.series[0][labels[-1]])
 
 
-def _ratio(label: str, own: Sequence[Series], other: Sequence[Series]) -> dict[str, Any]:
-    found = paired_ratio([series.total_ms for series in own], [series.total_ms for series in other])
+def _ratio(label: str, own: Sequence[Series], other: Sequence[Series], beside: int) -> dict[str, Any]:
+    totals = ([series.total_ms for series in side] for side in (own, other))
+    found = paired_ratio(*totals, beside=beside)
     return {
         "subset": label,
         "p50_ms": quantile(together(own), 0.5),
@@ -315,11 +318,19 @@ def _finish(
 
 
 def _write(made: Mapping[str, Any], options: argparse.Namespace) -> None:
-    document = json.dumps(made, indent=1, allow_nan=False) + "\n"
-    # First: a file that cannot be written must not take the numbers with it.
-    print("\n".join(report.as_text(made)), flush=True)
+    try:
+        # First: a file that cannot be written must not take the numbers with it.
+        print("\n".join(report.as_text(made)), flush=True)
+    except BrokenPipeError:
+        # Who reads no further (`| head`) still wants the files, and the exit code of a missed objective.
+        discard_stdout()
+    finally:
+        _write_files(made, options)
+
+
+def _write_files(made: Mapping[str, Any], options: argparse.Namespace) -> None:
     if options.json is not None:
-        write_whole(options.json, document)
+        write_whole(options.json, json.dumps(made, indent=1, allow_nan=False) + "\n")
     if options.md is not None:
         write_whole(options.md, report.as_markdown(made))
     if options.picture is not None:
@@ -370,11 +381,12 @@ def _parser() -> argparse.ArgumentParser:
         "--beside", metavar="FILE", help="another artifact of the same inputs, measured in turn; default: its fp32 twin"
     )
     beside.add_argument("--no-beside", action="store_true", help="measure the one artifact alone")
-    add("--mode", choices=MODES, default="standard", help="quick: 50 rounds; standard: 1024, 60 s; sustained: minutes")
-    add("--warmup", type=positive(int, zero=True, most=10_000), default=3, metavar="N", help="rounds first (default 3)")
+    add("--mode", choices=MODES, default="standard", help="quick: 100 rounds; standard: 1024, 60 s; sustained: minutes")
+    warmup = f"rounds of each process first (default {DEFAULT_WARMUP})"
+    add("--warmup", type=positive(int, zero=True, most=10_000), default=DEFAULT_WARMUP, metavar="N", help=warmup)
     add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")
     add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
-    add("--processes", type=positive(int, most=1000), metavar="N", help="one after the other; quick 5, standard 10")
+    add("--processes", type=positive(int, most=1000), metavar="N", help="one after the other; default 10, sustained 5")
     add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
     add(
         "--rate-hz",

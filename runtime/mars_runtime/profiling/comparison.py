@@ -20,6 +20,9 @@ from mars_runtime.profiling.statistics import verdict
 SCHEMA_VERSION = 1
 
 Report = Mapping[str, Any]
+_LONGEST_TEXT = 64
+# A nanosecond, and more than a day.
+_SHORTEST_MS, _LONGEST_MS = 1e-6, 1e8
 
 # What must be equal, in words: where it lies in the report.
 _ALIKE: dict[str, Sequence[str]] = {
@@ -31,6 +34,10 @@ _ALIKE: dict[str, Sequence[str]] = {
     "threads": ("settings", "threads"),
     "mode": ("settings", "mode"),
     "processes": ("settings", "processes"),
+    "runs": ("settings", "runs"),
+    "warm-up": ("settings", "warmup"),
+    "seconds": ("settings", "min_seconds"),
+    "niceness": ("settings", "niceness"),
     "target rate": ("settings", "rate_hz"),
     "subsets": ("settings", "subsets"),
     "inputs": ("settings", "inputs"),
@@ -68,20 +75,50 @@ def load(path: Path) -> Report:
         UsageError: it cannot be read, is none, or is of another version.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
     except OSError as error:
         raise UsageError(f"--compare {path}: {error.strerror}") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--compare {path}: not JSON: {error}") from error
     if not isinstance(report, dict) or report.get("kind") != "mars-edge profile":
         raise UsageError(f"--compare {path}: is no report of `mars-edge profile --json`")
-    if report.get("schema") != SCHEMA_VERSION:
-        raise UsageError(f"--compare {path}: schema {report.get('schema')!r}, this version reads {SCHEMA_VERSION}")
+    version = report.get("schema")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise UsageError(f"--compare {path}: schema {version!r}, this version reads {SCHEMA_VERSION}")
     try:
-        to_dict(report, report, path, forced=False)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        _check(report)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"--compare {path}: damaged: {type(error).__name__} at {error}") from error
     return report
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _check(report: Report) -> None:
+    """All that a comparison reads is there, and numbers are times."""
+    for what, value in (("t_utc", report["t_utc"]), ("sha256", report["artifact"]["sha256"])):
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+            raise ValueError(f"{what} {str(value)[:_LONGEST_TEXT]!r}")
+    labels = [row["subset"] for row in report["rows"]]
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(f"rows of {labels}")
+    for row in report["rows"]:
+        total = row["stages"]["total"]
+        for name in ("p50", "p90"):
+            ends = total[f"{name}_interval_ms"]
+            low, high = (None, None) if ends == [None, None] else (_time(end) for end in ends)
+            if low is not None and high is not None and not low <= _time(total[f"{name}_ms"]) <= high:
+                raise ValueError(f"{name} of {row['subset']}: outside of its interval")
+            _time(total[f"{name}_ms"])
+
+
+def _time(value: Any) -> float:
+    """A time in ms that some device can take."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _SHORTEST_MS <= value <= _LONGEST_MS:
+        raise ValueError(f"{str(value)[:_LONGEST_TEXT]}, which is no time in ms")
+    return float(value)
 
 
 def differences(base: Report, this: Report) -> list[str]:

@@ -93,13 +93,14 @@ def text_width(text: str, size: float) -> float:
 
 def to_svg(drawing: Drawing) -> str:
     """An SVG document that needs nothing from outside."""
-    light, dark = ("".join(f"--{role}:{pair[mode]};" for role, pair in COLOURS.items()) for mode in (0, 1))
+    # Light colours are attributes: converters of pictures know no custom properties and draw black on black.
+    dark = "".join(f".f-{role}{{fill:{pair[1]}}}.s-{role}{{stroke:{pair[1]}}}" for role, pair in COLOURS.items())
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{drawing.width}" height="{drawing.height}" '
         f'viewBox="0 0 {drawing.width} {drawing.height}" role="img" font-family="{_FONT}">',
         f"<title>{_svg_text(drawing.title)}</title>",
-        f"<style>svg{{{light}}}@media (prefers-color-scheme: dark){{svg{{{dark}}}}}</style>",
-        f'<rect width="{drawing.width}" height="{drawing.height}" rx="8" fill="var(--card)"/>',
+        f"<style>@media (prefers-color-scheme: dark){{{dark}}}</style>",
+        f'<rect width="{drawing.width}" height="{drawing.height}" rx="8" {_paint("fill", "card")}/>',
         *map(_svg_shape, drawing.shapes),
         "</svg>",
     ]
@@ -131,24 +132,27 @@ def _svg_text(text: str) -> str:
     return escape(printable(text))
 
 
-def _svg_colour(colour: str) -> str:
-    return f"var(--{colour})" if colour in COLOURS else colour
+def _paint(attribute: str, colour: str) -> str:
+    """`fill` or `stroke` of a colour; one with a role changes where dark is preferred."""
+    if colour not in COLOURS:
+        return f'{attribute}="{colour}"'
+    return f'{attribute}="{COLOURS[colour][0]}" class="{attribute[0]}-{colour}"'
 
 
 def _svg_shape(shape: Shape) -> str:
-    colour = _svg_colour(shape.colour)
     if isinstance(shape, Box):
         title = f"<title>{_svg_text(shape.title)}</title>" if shape.title else ""
         faint = f' fill-opacity="{shape.opacity:g}"' if shape.opacity < 1.0 else ""
         size = f'width="{shape.width:.2f}" height="{shape.height:.2f}"'
-        return f'<rect x="{shape.x:.2f}" y="{shape.y:.2f}" {size} fill="{colour}"{faint}>{title}</rect>'
+        return f'<rect x="{shape.x:.2f}" y="{shape.y:.2f}" {size} {_paint("fill", shape.colour)}{faint}>{title}</rect>'
     if isinstance(shape, Path):
         points = " ".join(f"{x:.2f},{y:.2f}" for x, y in shape.points)
         dashes = ' stroke-dasharray="4 3"' if shape.dashed else ""
-        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{shape.width:g}"{dashes}/>'
+        stroke = f'{_paint("stroke", shape.colour)} stroke-width="{shape.width:g}"{dashes}'
+        return f'<polyline points="{points}" fill="none" {stroke}/>'
     weight = ' font-weight="600"' if shape.bold else ""
     place = f'x="{shape.x:.2f}" y="{shape.y:.2f}" font-size="{shape.size:g}" text-anchor="{shape.anchor}"'
-    return f'<text {place} fill="{colour}"{weight}>{_svg_text(shape.text)}</text>'
+    return f"<text {place} {_paint('fill', shape.colour)}{weight}>{_svg_text(shape.text)}</text>"
 
 
 def _bgr(colour: str) -> tuple[int, int, int]:

@@ -73,10 +73,16 @@ def _term(part: str, subsets: tuple[str, ...]) -> Objective:
     units, _, per_subset = _METRICS[metric]
     if unit not in units:
         raise UsageError(f"--slo {part.strip()!r}: unit {unit!r}; {metric} takes: {', '.join(units)}")
-    if subset is not None and (not per_subset or subset not in subsets):
+    wanted = None if subset is None else next((one for one in subsets if _same(one, subset)), None)
+    if subset is not None and (not per_subset or wanted is None):
         allowed = ", ".join(subsets) if per_subset else "none, it is of the whole process"
         raise UsageError(f"--slo {part.strip()!r}: subset {subset!r}; allowed: {allowed}")
-    return Objective(metric=metric, subset=subset, most=float(number) * units[unit], text=part.strip())
+    return Objective(metric=metric, subset=wanted, most=float(number) * units[unit], text=part.strip())
+
+
+def _same(label: str, written: str) -> bool:
+    """Whether both name the same modalities, in whatever order."""
+    return sorted(label.split("+")) == sorted(written.split("+"))
 
 
 def findings(objectives: list[Objective], report: Mapping[str, Any]) -> list[Finding]:

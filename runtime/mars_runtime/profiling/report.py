@@ -194,8 +194,8 @@ def _beside_lines(report: Mapping[str, Any]) -> list[str]:
         return [
             "",
             *sentence(
-                "No float32 twin lies beside it (NAME.fp32.SUFFIX of the same run; or --beside FILE): "
-                "which precision is faster here is not known."
+                "No other precision was measured beside it (NAME.fp32.SUFFIX of the same checkpoint, or "
+                "--beside FILE): which one is faster here is not known."
             ),
         ]
     about = beside["artifact"]
@@ -212,7 +212,7 @@ def _beside_lines(report: Mapping[str, Any]) -> list[str]:
     ]
     this = report["artifact"]
     title = f"{this['file']} ({this['precision']}) beside {about['file']} ({about['precision']}), in turn"
-    header = ("present", "this", "beside", "ratio", "95 % interval", "this is")
+    header = ("present", "this", "beside", "ratio", "95 %, all rows", "this is")
     return ["", *sentence(title), *table(header, cells, align="<>>>><")]
 
 
@@ -291,7 +291,7 @@ def _operator_title(operators: Mapping[str, Any]) -> str:
     if delegate is None:
         return said
     count = f"{delegate['operators_on_delegate']} of {delegate['operators']} operators"
-    return f"{said}; {count} and {100.0 * delegate['time_share']:.0f} % of the time in the delegate"
+    return f"{said}; {count} and {100.0 * delegate['time_share']:.0f} % of the time in calls of the delegate"
 
 
 def _delegated(shares: Mapping[str, float] | None) -> str:

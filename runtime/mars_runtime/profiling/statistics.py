@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 BOUNDED = ("p50", "p90", "p99")
 # Two processes have a spread, but nobody would believe an interval of twelve of them.
 LEAST_PROCESSES = 3
-# Upper 2.5 % points of Student's t for 2, 3, ... degrees of freedom; the last one serves all above.
-_STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def distribution(processes: Sequence[Times]) -> Distribution:
         std=float(np.std(times, ddof=1)) if len(times) > 1 else 0.0,
         min=float(np.min(times)),
         max=float(np.max(times)),
-        intervals={name: _interval(processes, QUANTILES[name], points[name]) for name in BOUNDED},
+        intervals=_in_order({name: _interval(processes, QUANTILES[name], points[name]) for name in BOUNDED}),
         **points,
     )
 
@@ -93,18 +93,37 @@ def _interval(processes: Sequence[Times], share: float, point: float) -> Interva
     if len(found) < LEAST_PROCESSES or fewest * (1.0 - share) < 1.0 - 1e-9 or min(found) <= 0.0:
         return Interval(low=None, high=None)
     logs = np.log(found)
-    width = _student(len(found)) * float(np.std(logs, ddof=1)) * math.sqrt(1.0 + 1.0 / len(found))
+    width = student(len(found)) * float(np.std(logs, ddof=1)) * math.sqrt(1.0 + 1.0 / len(found))
     middle = float(np.mean(logs))
     return Interval(low=min(math.exp(middle - width), point), high=max(math.exp(middle + width), point))
 
 
-def _student(processes: int) -> float:
-    return _STUDENT[min(processes - LEAST_PROCESSES, len(_STUDENT) - 1)]
+def _in_order(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    """No process has a p99 below its p90: a low end below that of a lower quantile is raised to it."""
+    found, least = {}, 0.0
+    for name, interval in intervals.items():
+        least = max(least, interval.low or 0.0)
+        found[name] = interval if interval.low is None else Interval(low=least, high=interval.high)
+    return found
+
+
+@cache
+def student(processes: int, confidence: float = _CONFIDENCE) -> float:
+    """How many standard errors either side of a mean of so many values hold it with this confidence.
+
+    Student's t with n degrees of freedom is sqrt(n) tan(a), the density of the angle a being cos(a) ** (n - 1) but for
+    a factor: its integral over a fine grid is inverted.
+    """
+    freedom = processes - 1
+    angles = np.linspace(0.0, math.pi / 2.0, 200_001)
+    reached = np.cumsum(np.cos(angles) ** (freedom - 1))
+    angle = float(np.interp(confidence, reached / reached[-1], angles))
+    return math.sqrt(freedom) * math.tan(angle)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRatio:
-    """Median time of one thing over that of another, measured in turn, with the 95 % interval of the mean of processes.
+    """Median time of one thing over that of another, measured in turn, with an interval of the mean over processes.
 
     Attributes:
         low, high: None after so few processes that they say nothing.
@@ -120,16 +139,21 @@ class PairedRatio:
         return verdict(self.low, self.high)
 
 
-def paired_ratio(processes: Sequence[Times], base: Sequence[Times]) -> PairedRatio:
+def paired_ratio(processes: Sequence[Times], base: Sequence[Times], *, beside: int = 0) -> PairedRatio:
     """p50 over p50, both (n,) of the same process; geometric mean over processes.
 
     A process that is slow for both, or a machine that is, leaves their ratio alone.
+
+    Args:
+        beside: how many other ratios are looked at with it. The interval is so wide that all of them together hold
+            95 times of 100 (Bonferroni): of two equal files none of seven subsets may be called faster.
     """
     logs = np.log([quantile(own, 0.5) / quantile(other, 0.5) for own, other in zip(processes, base, strict=True)])
     middle = float(np.mean(logs))
     if len(logs) < LEAST_PROCESSES:
         return PairedRatio(ratio=math.exp(middle), low=None, high=None)
-    width = _student(len(logs)) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    confidence = 1.0 - (1.0 - _CONFIDENCE) / (1 + beside)
+    width = student(len(logs), confidence) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
     return PairedRatio(ratio=math.exp(middle), low=math.exp(middle - width), high=math.exp(middle + width))
 
 
