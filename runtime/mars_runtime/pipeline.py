@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from mars_edge import subsets
 from mars_edge.errors import EngineError, NoSensorError
 from mars_edge.manifest import Policy
-from mars_runtime import downgrade, health, policy, region, skew
+from mars_runtime import downgrade, health, phase, policy, region, skew
 from mars_runtime.capture import Doorbell, Sample
 from mars_runtime.decision import Decision
 from mars_runtime.downgrade import Watch
 from mars_runtime.engines.protocol import Engine, Inference
 from mars_runtime.feed import Feed
 from mars_runtime.health import Evidence, Summary
+from mars_runtime.phase import Arrival
 from mars_runtime.policy import Outcome
 from mars_runtime.region import Box, Finder, RegionSettings, RegionState
 from mars_runtime.sensors.pace import Clock
@@ -103,6 +104,7 @@ class Pipeline:
         self._finder = None if settings.region is None else Finder(settings.region, manifest.modalities)
         self._region = RegionState()
         self._engine_failures = 0
+        self._followed: str | None = None
         self.skipped_ticks = 0
         self._tracks = {
             name: Track(manifest.modality(name), feeds[name], overrides=settings.health.get(name, {}), masking=masking)
@@ -181,9 +183,22 @@ class Pipeline:
         """Wait for the next period that has not passed yet: when it begins, and how many had passed."""
         late = int(max(0.0, self._clock() - due_s) / period_s)
         self.skipped_ticks += late
-        due_s += (1 + late) * period_s
+        due_s += (1 + late) * period_s + self._step_s(due_s, period_s)
         self._wait(max(0.0, due_s - self._clock()))
         return due_s, late
+
+    def _step_s(self, due_s: float, period_s: float) -> float:
+        """How much the next decision moves towards the instants at which samples come."""
+        arrivals = [
+            Arrival(name=name, at_s=track.health.sample_s, period_s=track.limits.period_s)
+            for name, track in self._tracks.items()
+            if track.health.present and track.health.sample_s is not None
+        ]
+        begins, leader = self._followed is None, phase.leader(arrivals, period_s, self._followed)
+        if leader is None:
+            return 0.0
+        self._followed = leader.name
+        return phase.jump_s(leader, due_s) if begins else phase.step_s(leader, due_s, period_s)
 
     def _next_sample(self, due_s: float, period_s: float) -> tuple[float, int]:
         """Wait until a sample is there, at least a period and at most 0.2 s after the last decision was due."""

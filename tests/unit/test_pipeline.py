@@ -587,3 +587,27 @@ def test_a_feature_beyond_its_age_limit_says_so_and_carries_no_other_faults_evid
     found = decision.modalities["rgb"]
     assert (found.status, found.reason) == ("missing", "stale")
     assert found.evidence["age_s"] > found.evidence["limit_s"] == 0.1
+
+
+def test_a_loop_at_a_fixed_rate_decides_just_after_the_sample_that_the_longest_pause_follows() -> None:
+    bench = Bench(names=["rgb", "ir"], settle_share=0.0)
+    period_s = 1.0 / RATE_HZ
+    due_s = {"rgb": 500.0 + 0.1 * period_s, "ir": 500.0 + 0.4 * period_s}
+
+    def wait(seconds: float) -> None:
+        end_s = bench.now_s + seconds
+        while min(due_s.values()) <= end_s:
+            name = min(due_s, key=lambda one: due_s[one])
+            bench.now_s = due_s[name]
+            bench.feeds[name].give()
+            due_s[name] += period_s
+        # A thread is woken a little late.
+        bench.now_s = end_s + 1e-4
+
+    bench.pipeline._wait = wait
+    stream = bench.pipeline.decisions()
+    made = [(next(stream), bench.now_s) for _ in range(40)]
+    ages_s = [decision.age_ms / 1000.0 for decision, _ in made[5:] if decision.age_ms is not None]
+    assert len(ages_s) == 35
+    assert max(ages_s) < 0.4 * period_s
+    assert np.diff([at_s for _, at_s in made[5:]]) == pytest.approx(period_s, rel=0.051)
