@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (SIGTERM) or 129 (hang-up).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _open_closed_streams()
+    _prepare_streams()
     try:
         code = _dispatch(arguments)
         # Here, not at the interpreter's exit: a broken pipe there is a traceback and exit code 120.
@@ -74,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MarsEdgeError.exit_code
 
 
-def _open_closed_streams() -> None:
+def _prepare_streams() -> None:
     """A daemon may start us with stdout or stderr closed: text for one must then not reach the other."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that this encoding lacks must not end a command that has measured for a minute.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

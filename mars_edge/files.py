@@ -16,17 +16,20 @@ def write_whole(path: Path, content: bytes | str) -> None:
         OSError: the folder cannot be written to.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = None
     try:
+        # Short, whatever the file is called: with its own name the part's could be too long for the file system.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
             # A full disk names no file, a refused one that of the part.
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
         raise
 
 

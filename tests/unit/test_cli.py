@@ -298,3 +298,22 @@ def test_control_characters_of_a_file_name_do_not_reach_the_terminal(
     said = capsys.readouterr().err
     assert "\x1b" not in said and "\x07" not in said
     assert said.startswith("mars-edge: no model file a\\x1b]0;owned\\x07.pte; bundled models: ")
+
+
+def test_a_file_name_that_stdout_cannot_encode_ends_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from mars_edge import cli;"
+        "cli.COMMANDS['try'] = ('t:main', 'is tested', ''); sys.exit(cli.main(['try']))"
+    )
+    (tmp_path / "t.py").write_text("def main(argv):\n    print('\\xfcber.pte')\n    return 0\n")
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "ascii",
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.pathsep.join(sys.path)}",
+        },
+        capture_output=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (0, b"\\xfcber.pte\n")

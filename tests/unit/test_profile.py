@@ -633,6 +633,7 @@ def test_an_unlike_base_is_refused_before_anything_is_measured_and_forced_with_a
         ),
         (["--rgb", "no.png"], "profile: --rgb no.png: no such file"),
         (["--rgb=no.png"], "profile: --rgb no.png: no such file"),
+        (["--slo", "p90<=1s,rss<=1GB"], "--slo 'rss<=1GB': rss is not measured with --no-processes"),
         (
             ["--beside", "spoken_digits.pte"],
             "--beside spoken_digits: takes other inputs (audio, image) than face_antispoof",

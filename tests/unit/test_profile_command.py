@@ -485,6 +485,19 @@ def test_a_place_that_is_taken_by_a_folder_is_named_and_no_part_is_left(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_gone_is_an_error_about_the_user_s_file(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "a.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(path, "x")
+    assert caught.value.filename == str(path)
+
+
+def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 245 + ".json")
+    write_whole(path, "x")
+    assert path.read_text() == "x"
+
+
 # what is no model file
 
 

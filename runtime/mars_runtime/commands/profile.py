@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = candidates[0].manifest
     wanted = _subsets(options.subsets, manifest)
     labels = tuple(subsets.label(subset, manifest.names) for subset in wanted)
-    wished = objectives.parse(options.slo, labels) if options.slo is not None else []
+    wished = _wished(options, labels)
     inputs = _inputs(options, rest, manifest)
     made = _begin(options, schedule, candidates, inputs, labels)
     made["timer"] = asdict(timer)
@@ -76,6 +77,14 @@ def main(argv: Sequence[str]) -> int:
     if base is not None:
         _need_like(base, made, options)
     return 0 if all(one["met"] for one in made["objectives"]) else 5
+
+
+def _wished(options: argparse.Namespace, labels: tuple[str, ...]) -> list[objectives.Objective]:
+    wished = objectives.parse(options.slo, labels) if options.slo is not None else []
+    for one in wished:
+        if options.no_processes and one.needs_processes:
+            raise UsageError(f"--slo {one.text!r}: {one.metric} is not measured with --no-processes")
+    return wished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,12 +338,14 @@ def _write(made: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 
 def _write_files(made: Mapping[str, Any], options: argparse.Namespace) -> None:
-    if options.json is not None:
-        write_whole(options.json, json.dumps(made, indent=1, allow_nan=False) + "\n")
-    if options.md is not None:
-        write_whole(options.md, report.as_markdown(made))
-    if options.picture is not None:
-        picture.write(made, options.picture)
+    """Every file that was asked for, even if another one cannot be written."""
+    with ExitStack() as written:
+        if options.picture is not None:
+            written.callback(picture.write, made, options.picture)
+        if options.md is not None:
+            written.callback(write_whole, options.md, report.as_markdown(made))
+        if options.json is not None:
+            written.callback(write_whole, options.json, json.dumps(made, indent=1, allow_nan=False) + "\n")
 
 
 def _require_places(options: argparse.Namespace) -> None:

@@ -32,6 +32,11 @@ class Objective:
     most: float
     text: str
 
+    @property
+    def needs_processes(self) -> bool:
+        """Whether it is about the stream, start-up or memory."""
+        return not _METRICS[self.metric][2]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
