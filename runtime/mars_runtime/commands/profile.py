@@ -15,11 +15,12 @@ from typing import Any
 
 from mars_edge import subsets
 from mars_edge.errors import UsageError
-from mars_edge.files import require_place, write_whole
+from mars_edge.files import write_whole
 from mars_edge.manifest import Manifest
-from mars_edge.options import OneLineParser, positive, say
+from mars_edge.options import say
 from mars_edge.terminal import discard_stdout
-from mars_runtime.commands.options import MOST_THREADS, RATE_HZ, files_from
+from mars_runtime.commands.options import files_from
+from mars_runtime.commands.profile_options import profile_parser, require_places
 from mars_runtime.engines import open_engine
 from mars_runtime.engines.opening import engine_status
 from mars_runtime.models import find_model
@@ -27,15 +28,13 @@ from mars_runtime.profiling import comparison, device, live, objectives, operato
 from mars_runtime.profiling.inputs import Input, from_files, generated, single
 from mars_runtime.profiling.repeats import Opening, Plan, Repeated, repeat
 from mars_runtime.profiling.rows import Series, row_of, sustained, together
-from mars_runtime.profiling.schedule import DEFAULT_WARMUP, MODES, Schedule, schedule_of
+from mars_runtime.profiling.schedule import Schedule, schedule_of
 from mars_runtime.profiling.statistics import paired_ratio, quantile
 from mars_runtime.profiling.timer import check_timer
 from mars_runtime.twins import twin_of
 
-_EXAMPLE = "example: mars-edge profile --model face_antispoof.pte --mode quick --md profile.md"
 # Of each loop of a stream.
 _STREAM_S = {"quick": 2.5, "standard": 10.0, "sustained": 10.0}
-_SUFFIXES = {"--json": (".json",), "--md": (".md",), "--picture": (".svg", ".png")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: the request is wrong, or --compare names an unlike run.
     """
-    options, rest = _parser().parse_known_args(argv)
+    options, rest = profile_parser().parse_known_args(argv)
     schedule = schedule_of(
         options.mode,
         warmup=options.warmup,
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         min_seconds=options.min_seconds,
         processes=options.processes,
     )
-    _require_places(options)
+    require_places(options)
     timer = check_timer()
     candidates = _candidates(options)
     manifest = candidates[0].manifest
@@ -346,81 +345,3 @@ def _write_files(made: Mapping[str, Any], options: argparse.Namespace) -> None:
             written.callback(write_whole, options.md, report.as_markdown(made))
         if options.json is not None:
             written.callback(write_whole, options.json, json.dumps(made, indent=1, allow_nan=False) + "\n")
-
-
-def _require_places(options: argparse.Namespace) -> None:
-    if options.force and options.compare is None:
-        raise UsageError("--force has no meaning without --compare")
-    for flag, suffixes in _SUFFIXES.items():
-        path = getattr(options, flag[2:])
-        if path is None:
-            continue
-        require_place(path, flag)
-        if path.suffix not in suffixes:
-            raise UsageError(f"{flag} {path}: ends in {path.suffix!r}; allowed: {', '.join(suffixes)}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) of WIDTHxHEIGHT."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and 8 <= int(width) <= 8192 and 8 <= int(height) <= 8192):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT of 8 to 8192 pixels, e.g. 640x480")
-    return int(height), int(width)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="mars-edge profile",
-        description=(
-            "Measure decisions of one artifact on this device: every subset of its sensors in turn, every stage, with "
-            "95 % intervals; start-up and memory in processes of their own. Samples are generated, or --NAME FILE."
-        ),
-        epilog=_EXAMPLE,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--model", required=True, metavar="FILE", help="a .pte or .onnx file, or the name of a bundled model")
-    add("--engine", metavar="NAME", help="executorch-native, executorch-python or onnxruntime; default: the best there")
-    add(
-        "--threads",
-        type=positive(int, most=MOST_THREADS),
-        metavar="N",
-        help="threads of the engine, 1 to 256; default: by MACs",
-    )
-    beside = parser.add_mutually_exclusive_group()
-    beside.add_argument(
-        "--beside", metavar="FILE", help="another artifact of the same inputs, measured in turn; default: its fp32 twin"
-    )
-    beside.add_argument("--no-beside", action="store_true", help="measure the one artifact alone")
-    add("--mode", choices=MODES, default="standard", help="quick: 100 rounds; standard: 1024, 60 s; sustained: minutes")
-    warmup = f"rounds of each process first (default {DEFAULT_WARMUP})"
-    add("--warmup", type=positive(int, zero=True, most=10_000), default=DEFAULT_WARMUP, metavar="N", help=warmup)
-    add("--runs", type=positive(int, most=10_000_000), metavar="N", help="rounds at least")
-    add("--min-seconds", type=positive(float, zero=True), metavar="S", help="seconds at least")
-    add("--processes", type=positive(int, most=1000), metavar="N", help="one after the other; default 10, sustained 5")
-    add("--subsets", default="all", metavar="LIST", help="all, or e.g. 'rgb,rgb+ir'")
-    add(
-        "--rate-hz",
-        type=RATE_HZ,
-        metavar="HZ",
-        help="a decision longer than 1/HZ counts as missed",
-    )
-    add(
-        "--pause-ms",
-        type=positive(float, zero=True, most=10_000),
-        default=0.0,
-        metavar="MS",
-        help="before each decision",
-    )
-    add("--picture-size", type=_size, default=(480, 640), metavar="WxH", help="of generated pictures (default 640x480)")
-    add("--seed", type=positive(int, zero=True), default=0, help="of generated samples (default 0)")
-    add("--ops", action="store_true", help="per-operator detail where the runtime gives it")
-    add("--no-processes", action="store_true", help="leave the stream, start-up and memory out")
-    add("--compare", type=Path, metavar="BASE.json", help="an earlier report; refused when the runs are unlike")
-    add("--force", action="store_true", help="compare unlike runs all the same, and say so")
-    add("--slo", metavar="LIST", help="objectives, e.g. 'p90<=15ms,p99@rgb+ir<=20ms,rss<=200MB'; missed: exit 5")
-    add("--json", type=Path, metavar="FILE", help="write everything as one JSON object")
-    add("--md", type=Path, metavar="FILE", help="write tables in Markdown")
-    add("--picture", type=Path, metavar="FILE", help="write a picture, .svg or .png")
-    add("--quiet", action="store_true", help="nothing on stderr but errors")
-    return parser
