@@ -23,7 +23,19 @@ from mars_edge.options import OneLineParser, positive
 from mars_runtime.text import percent, table
 
 _QUANTILES = ("p50", "p90", "p99")
-_STANDARD = ("--mode", "quick", "--runs", "3000", "--processes", "10", "--threads", "1", "--picture-size", "112x112")
+_STANDARD = (
+    "--mode",
+    "quick",
+    "--runs",
+    "3000",
+    "--processes",
+    "10",
+    "--threads",
+    "1",
+    "--picture-size",
+    "112x112",
+    "--no-beside",
+)
 
 Report = Mapping[str, Any]
 
