@@ -24,6 +24,9 @@ BOUNDED = ("p50", "p90", "p99")
 # Two processes have a spread, but nobody would believe an interval of twelve of them.
 LEAST_PROCESSES = 3
 _CONFIDENCE = 0.95
+# From one minute to the next a machine differs by more than the processes of one run show: the medians of 20 runs in a
+# row lay within 6 % (benchmarks/profile_repeats.py, docs/log.md). Half of that, either way.
+_DRIFT = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def distribution(processes: Sequence[Times]) -> Distribution:
 
 
 def _interval(processes: Sequence[Times], share: float, point: float) -> Interval:
-    """Around the mean of the processes' own quantiles; wide enough for `point`, that of all times together.
+    """Around the mean of the processes' own quantiles; wide enough for drift, and for `point`, that of all together.
 
     None where there are fewer than `LEAST_PROCESSES`, or one of them has too few times for such a quantile: of
     ten times the 99th percentile is only the longest.
@@ -93,7 +96,7 @@ def _interval(processes: Sequence[Times], share: float, point: float) -> Interva
     if len(found) < LEAST_PROCESSES or fewest * (1.0 - share) < 1.0 - 1e-9 or min(found) <= 0.0:
         return Interval(low=None, high=None)
     logs = np.log(found)
-    width = student(len(found)) * float(np.std(logs, ddof=1)) * math.sqrt(1.0 + 1.0 / len(found))
+    width = math.hypot(student(len(found)) * float(np.std(logs, ddof=1)) * math.sqrt(1.0 + 1.0 / len(found)), _DRIFT)
     middle = float(np.mean(logs))
     return Interval(low=min(math.exp(middle - width), point), high=max(math.exp(middle + width), point))
 
