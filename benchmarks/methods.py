@@ -1,6 +1,6 @@
 """Which number of threads and which precision is the faster one, method by method and for the whole decision.
 
-    python benchmarks/methods.py --networks /tmp/networks
+    python benchmarks/methods.py --networks networks
     python benchmarks/methods.py face-fp32.pte face-int8.pte
 
 Axes: R rounds, P processes. Every file runs with every number of threads in a process of its own, as ExecuTorch's pool
