@@ -19,6 +19,7 @@ import pytest
 
 from mars_edge.errors import EngineError, MarsEdgeError, UsageError
 from mars_edge.subsets import all_subsets, label
+from mars_runtime.commands import profile
 from mars_runtime.commands.profile import main
 from mars_runtime.engines import Inference
 from mars_runtime.profiling import comparison, objectives, report, schedule
@@ -571,8 +572,9 @@ def run(*arguments: str, model: str = "face_antispoof.pte") -> int:
 
 
 def test_a_profile_is_written_compared_and_held_to_objectives(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(profile._STREAM_S, "quick", 1.0)
     base = tmp_path / "base.json"
     assert run("--threads", "1", "--json", str(base), "--md", str(tmp_path / "base.md")) == 0
     written = json.loads(base.read_text())

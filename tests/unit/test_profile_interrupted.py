@@ -32,7 +32,21 @@ def test_a_profile_that_is_interrupted_in_any_phase_writes_nothing_and_says_so(
     monkeypatch.setattr(profile, phase, interrupted)
     asked = ["--json", str(tmp_path / "a.json"), "--md", str(tmp_path / "a.md"), "--picture", str(tmp_path / "a.svg")]
     assert (
-        main(["profile", "--model", "spoken_digits.pte", "--mode", "quick", "--processes", "2", "--ops", *asked]) == 130
+        main(
+            [
+                "profile",
+                "--model",
+                "spoken_digits.pte",
+                "--mode",
+                "quick",
+                "--processes",
+                "2",
+                "--no-processes",
+                "--ops",
+                *asked,
+            ]
+        )
+        == 130
     )
     said = capsys.readouterr()
     assert said.out == ""
