@@ -28,6 +28,7 @@ from typing import Any
 
 from mars_edge.errors import MarsEdgeError, SensorError, UsageError
 from mars_edge.modality import Modality
+from mars_runtime.interpreter import environment
 from mars_runtime.sensors.camera_node import camera_nodes, usb_speed_mbps
 from mars_runtime.sensors.simulated import World
 from mars_runtime.sensors.source import SensorSpec, make_driver
@@ -112,7 +113,6 @@ def _look_for(
     children: _Children | None = None,
 ) -> tuple[list[Device], str]:
     command = [sys.executable, "-P", "-m", module, kind]
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - as the interpreter reads it
     try:
         # Some kits write their log into the working folder.
         with (
@@ -123,7 +123,7 @@ def _look_for(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env=environment(),
             ) as process,
         ):
             (children or _Children()).add(process)

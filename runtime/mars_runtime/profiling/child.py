@@ -14,10 +14,10 @@ import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import IO, Any
 
 from mars_edge.errors import EngineError, MarsEdgeError
+from mars_runtime.interpreter import environment
 
 _BOOT = "import sys; from mars_runtime.profiling.child import obey; obey(int(sys.argv[1]))"
 _SILENCE_S = 300.0
@@ -52,6 +52,11 @@ def in_child(task: Task, *, progress: Progress | None = None, silence_s: float =
             process.wait()
 
 
+def part(progress: Progress, index: int, count: int) -> Progress:
+    """Where the child `index` of `count`, one after the other, tells its share of the whole."""
+    return lambda share: progress((index + share) / count)
+
+
 def _started(theirs: Connection, said: IO[bytes]) -> subprocess.Popen[bytes]:
     with theirs:
         return subprocess.Popen(
@@ -62,7 +67,7 @@ def _started(theirs: Connection, said: IO[bytes]) -> subprocess.Popen[bytes]:
             stderr=said,
             # Ctrl-C is meant for the parent, which ends the child.
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)},
+            env=environment(),
         )
 
 

@@ -107,11 +107,12 @@ def _check(report: Report) -> None:
     for row in report["rows"]:
         total = row["stages"]["total"]
         for name in ("p50", "p90"):
-            ends = total[f"{name}_interval_ms"]
-            low, high = (None, None) if ends == [None, None] else (_time(end) for end in ends)
-            if low is not None and high is not None and not low <= _time(total[f"{name}_ms"]) <= high:
+            value, ends = _time(total[f"{name}_ms"]), total[f"{name}_interval_ms"]
+            if ends == [None, None]:
+                continue
+            low, high = (_time(end) for end in ends)
+            if not low <= value <= high:
                 raise ValueError(f"{name} of {row['subset']}: outside of its interval")
-            _time(total[f"{name}_ms"])
 
 
 def _time(value: Any) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from mars_runtime.decision import Decision
 from mars_runtime.engines import Engine, open_engine
 from mars_runtime.pipeline import Settings
-from mars_runtime.profiling.child import Progress, in_child
+from mars_runtime.profiling.child import Progress, in_child, part
 from mars_runtime.profiling.inputs import Input
 from mars_runtime.profiling.repeats import Opening
 from mars_runtime.profiling.rows import numbers
@@ -141,7 +141,7 @@ def live_times(
     found: dict[str, list[Streamed]] = {loop: [] for loop in LOOPS}
     for index in range(processes):
         task = partial(_in_turn, opening, inputs, rates, rate_hz, seconds / processes, index)
-        for loop, streamed in in_child(task, progress=_part(progress, index, processes)).items():
+        for loop, streamed in in_child(task, progress=part(progress, index, processes)).items():
             found[loop].append(streamed)
     if not all(any(one.decisions > one.incomplete for one in streams) for streams in found.values()):
         return document("no decision had every sensor: this machine is too slow for that rate", {})
@@ -189,10 +189,6 @@ def _reason(inputs: Mapping[str, Input], rates: Mapping[str, float], seconds: fl
         told = ", ".join(f"{name} {hz:g} Hz" for name, hz in rates.items())
         return f"{seconds:g} s are too few for sensors so slow ({told})"
     return None
-
-
-def _part(progress: Progress, index: int, processes: int) -> Progress:
-    return lambda share: progress((index + share) / processes)
 
 
 def _phases(names: Sequence[str], streams: int, seed: int) -> Iterator[dict[str, float]]:

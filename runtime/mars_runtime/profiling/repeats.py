@@ -8,7 +8,7 @@ from functools import partial, reduce
 
 from mars_runtime.engines import open_engine
 from mars_runtime.profiling import device
-from mars_runtime.profiling.child import Progress, in_child
+from mars_runtime.profiling.child import Progress, in_child, part
 from mars_runtime.profiling.inputs import Input
 from mars_runtime.profiling.rows import Series
 from mars_runtime.profiling.schedule import Schedule
@@ -78,9 +78,7 @@ def repeat(plan: Plan, processes: int, *, progress: Progress) -> Repeated:
 
 
 def _one(plan: Plan, index: int, processes: int, progress: Progress) -> Measured:
-    measured: Measured = in_child(
-        partial(_measured, plan), progress=lambda share: progress((index + share) / processes)
-    )
+    measured: Measured = in_child(partial(_measured, plan), progress=part(progress, index, processes))
     return measured
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mars_runtime.engines import Engine
+from mars_runtime.profiling.child import Progress
 from mars_runtime.profiling.inputs import Input
 from mars_runtime.profiling.rows import Series, series_of
 from mars_runtime.profiling.schedule import Schedule, run_rounds
@@ -17,7 +18,6 @@ from mars_runtime.profiling.subject import Subject, Timed
 _WATCH_EVERY_S = 1.0
 
 Conditions = Mapping[str, Any]
-Progress = Callable[[float], None]
 
 
 @dataclass(kw_only=True)

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Any
 
 from mars_edge.errors import SensorError
+from mars_runtime.interpreter import environment
 from mars_runtime.sensors.bundle import Bundle
 from mars_runtime.sensors.driver import Driver, Frame, SourceEndedError, Traits
 from mars_runtime.sensors.worker import READY, Failure, Memory, Reply
@@ -52,7 +52,7 @@ class Child:
                 stderr=subprocess.DEVNULL,
                 # Ctrl-C is meant for the parent, which ends the child in its own time.
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)},
+                env=environment(),
             )
         self.memory = Memory(self._memory_fd)
         # A child that has died already is found by the next receive.
